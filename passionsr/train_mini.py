@@ -1,0 +1,377 @@
+"""The recipe of the mini model: `python -m passionsr.train_mini` (see models/mini/README.md).
+
+Three stages, so that quantizing the UNet hurts as it does in the real model (eps errors are
+amplified 14.6 times into x0, and the decoder was never trained to hide them):
+
+1. `autoencoder`: the VAE alone on HR crops, L1 + LPIPS + KL; then the decoder is frozen and
+   scaling_factor is set so that latents have unit variance.
+2. `latent`: the UNet alone, on latents: first towards x0 = z (identity, eps = 0.934 z), then
+   towards the HR latent, MSE in x0 space. Cheap, no decoder in the loop.
+3. `sr`: UNet and encoder together, L1 + LPIPS on the image behind the frozen decoder.
+
+Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
+exactly where it was. Curves go to <work>/curves.csv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import logging
+import subprocess
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from torch import Tensor, nn
+
+from passionsr.degrade import degrade, rng_for
+from passionsr.files import UserError, atomic_path, write_json
+from passionsr.images import SCALE, upscale
+from passionsr.metric_weights import ensure_weights, use_private_hub
+from passionsr.model import OneStepSR
+
+log = logging.getLogger("train_mini")
+
+PHOTO_LIST = Path("config/mini_train_photos.txt")
+POOL_CROP = 112
+CROP = 64
+CONTEXT_TOKENS, CONTEXT_DIM = 8, 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """Steps, batch size and peak learning rate (cosine to 1 % after a short warm-up)."""
+
+    steps: int
+    batch: int
+    lr: float
+
+
+STAGES = {
+    "autoencoder": Stage(steps=4000, batch=16, lr=1.5e-3),
+    "latent": Stage(steps=1200, batch=16, lr=1e-3),
+    "sr": Stage(steps=2400, batch=16, lr=3e-4),
+}
+IDENTITY_STEPS = 500
+
+
+def build_model(seed: int) -> OneStepSR:
+    """The untrained mini model: SD's block types at three levels, latent factor 4."""
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+
+    torch.manual_seed(seed)
+    vae = AutoencoderKL(
+        in_channels=3,
+        out_channels=3,
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(32, 48, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        norm_num_groups=8,
+        sample_size=256,
+        scaling_factor=1.0,
+    )
+    unet = UNet2DConditionModel(
+        sample_size=64,
+        in_channels=4,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
+        block_out_channels=(64, 96, 128),
+        layers_per_block=1,
+        attention_head_dim=(2, 3, 4),  # diffusers reads this as the number of heads (as in SD 2.1)
+        cross_attention_dim=CONTEXT_DIM,
+        norm_num_groups=16,
+        use_linear_projection=True,
+    )
+    context = torch.randn(1, CONTEXT_TOKENS, CONTEXT_DIM)
+    return OneStepSR(vae, unet, context)
+
+
+def fetch_photos(folder: Path) -> Path:
+    """Download the Debian packages named in the photo list and unpack them (nothing is installed)."""
+    packages = sorted({row[0] for row in read_photo_list()})
+    root = folder / "unpacked"
+    for package in packages:
+        if (folder / f"{package}.done").exists():
+            continue
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["apt-get", "download", package], cwd=folder, check=True)
+        (deb,) = folder.glob(f"{package}_*.deb")
+        subprocess.run(["dpkg", "-x", deb.name, root.name], cwd=folder, check=True)
+        (folder / f"{package}.done").touch()
+    return root
+
+
+def read_photo_list(path: Path = PHOTO_LIST) -> list[tuple[str, str, int]]:
+    """Rows (package, path inside it, downscale factor)."""
+    rows = [line.split("\t") for line in path.read_text().splitlines() if line[:1] not in ("#", "")]
+    return [(package, name, int(factor)) for package, name, factor in rows]
+
+
+def load_photo(path: Path, factor: int) -> np.ndarray:
+    """Decode and downscale by `factor` (removes the JPEG artefacts of the source)."""
+    with Image.open(path) as image:
+        image = image.convert("RGB")
+        size = (image.width // factor, image.height // factor)
+        return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
+
+
+def build_pool(photos: Path, target: Path, per_photo: int, seed: int) -> np.ndarray:
+    """(n, 112, 112, 3) uint8: from each photo, the more textured half of random candidates."""
+    if target.exists():
+        return np.load(target)
+    crops = []
+    for _, name, factor in read_photo_list():
+        photo = load_photo(photos / name, factor)
+        rng = rng_for(seed, "pool", name)
+        height, width = photo.shape[:2]
+        ys = rng.integers(0, height - POOL_CROP, 2 * per_photo)
+        xs = rng.integers(0, width - POOL_CROP, 2 * per_photo)
+        candidates = [photo[y : y + POOL_CROP, x : x + POOL_CROP] for y, x in zip(ys, xs, strict=True)]
+        texture = [np.abs(np.diff(c.astype(np.float32), axis=0)).mean() for c in candidates]
+        keep = np.argsort(texture)[-per_photo:]
+        crops += [candidates[i] for i in sorted(keep)]
+        log.info("%s: %d crops of %dx%d", Path(name).name, len(keep), width, height)
+    pool = np.stack(crops)
+    with atomic_path(target) as tmp:
+        np.save(tmp, pool)
+    return pool
+
+
+def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tensor, Tensor]:
+    """(upscaled LR, HR), each (N, 3, 64, 64) float32 in [0, 1]; depends only on its arguments."""
+    rng = rng_for(seed, stage, step)
+    hrs, ups = [], []
+    for index in rng.integers(0, len(pool), STAGES[stage].batch):
+        hr = np.rot90(pool[index], int(rng.integers(4)))
+        if rng.integers(2):
+            hr = hr[:, ::-1]
+        y, x = rng.integers(0, (POOL_CROP - CROP) // SCALE + 1, 2) * SCALE
+        window = np.s_[y : y + CROP, x : x + CROP]
+        hrs.append(hr[window])
+        if stage != "autoencoder":
+            ups.append(upscale(degrade(np.ascontiguousarray(hr), rng))[window])
+
+    def stack(images: list[np.ndarray]) -> Tensor:
+        return torch.from_numpy(np.stack(images or hrs)).permute(0, 3, 1, 2).float().div(255)
+
+    return stack(ups), stack(hrs)
+
+
+def batches(pool: np.ndarray, stage: str, start: int, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+    """Batches of one stage from step `start` on, made one ahead in a thread."""
+    steps = STAGES[stage].steps
+    with ThreadPoolExecutor(1) as pool_thread:
+        future = pool_thread.submit(make_batch, pool, stage, start, seed)
+        for step in range(start, steps):
+            up, hr = future.result()
+            if step + 1 < steps:
+                future = pool_thread.submit(make_batch, pool, stage, step + 1, seed)
+            yield step, up, hr
+
+
+class PerceptualLoss(nn.Module):
+    """LPIPS (AlexNet) on images in [0, 1], mean over the batch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        ensure_weights()
+        use_private_hub()
+        import pyiqa
+
+        self.lpips = pyiqa.create_metric("lpips", as_loss=True, device="cpu").requires_grad_(False)
+
+    def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        return self.lpips(image, target)
+
+
+def autoencoder_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
+    """L1 + 0.5 LPIPS + 1e-6 KL (summed per image, as LDM does)."""
+    with torch.autocast("cpu", torch.bfloat16):
+        posterior = model.vae.encode(hr * 2 - 1).latent_dist
+        noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step))
+        latent = posterior.mean + posterior.std * noise
+        image = model.vae.decode(latent).sample.float() * 0.5 + 0.5
+    kl = posterior.kl().float().mean()
+    return F.l1_loss(image, hr) + 0.5 * lpips(image, hr) + 1e-6 * kl
+
+
+def latent_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
+    """x0-space MSE: towards z itself at first, then towards the HR latent."""
+    with torch.no_grad():
+        z = model.encode(up)
+        target = z if step < IDENTITY_STEPS else model.encode(hr)
+    return F.mse_loss(model.denoise(z), target)
+
+
+def sr_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
+    """L1 + 0.5 LPIPS behind the frozen decoder (UNet and encoder in float32)."""
+    x0 = model.denoise(model.encode(up))
+    with torch.autocast("cpu", torch.bfloat16):
+        image = model.decode(x0)
+    image = image.float()
+    return F.l1_loss(image, hr) + 0.5 * lpips(image, hr)
+
+
+def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
+    """The parameters a stage trains; all others are frozen."""
+    parts = {
+        "autoencoder": [model.vae],
+        "latent": [model.unet],
+        "sr": [model.unet, model.vae.encoder, model.vae.quant_conv],
+    }[stage]
+    model.requires_grad_(False)
+    for part in parts:
+        part.requires_grad_(True)
+    return [p for part in parts for p in part.parameters()]
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    """Linear warm-up over 2 % of the steps, then cosine to 1 % of the peak."""
+    warm = max(1, stage.steps // 50)
+    if step < warm:
+        return stage.lr * (step + 1) / warm
+    phase = (step - warm) / max(1, stage.steps - warm)
+    return stage.lr * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * phase)))
+
+
+def set_scaling_factor(model: OneStepSR, pool: np.ndarray, seed: int) -> float:
+    """Set the VAE's scaling_factor to 1 / std of HR latents over 512 crops."""
+    latents = []
+    with torch.no_grad():
+        for step in range(32):
+            _, hr = make_batch(pool, "autoencoder", 10**6 + step, seed)
+            latents.append(model.vae.encode(hr * 2 - 1).latent_dist.mode())
+    factor = 1.0 / float(torch.cat(latents).std())
+    model.vae.register_to_config(scaling_factor=factor)
+    return factor
+
+
+LOSSES = {"autoencoder": autoencoder_loss, "latent": latent_loss, "sr": sr_loss}
+
+
+class Run:
+    """A resumable training run in one work folder."""
+
+    def __init__(self, work: Path, seed: int, checkpoint_every: int):
+        self.work, self.seed, self.every = work, seed, checkpoint_every
+        self.state_path = work / "state.pt"
+        self.model = build_model(seed)
+        self.stage, self.step, self.optimizer_state = "autoencoder", 0, None
+        if self.state_path.exists():
+            state = torch.load(self.state_path, weights_only=True)
+            self.model.load_state_dict(state["model"])
+            self.model.vae.register_to_config(scaling_factor=state["scaling_factor"])
+            self.stage, self.step = state["stage"], state["step"]
+            self.optimizer_state = state["optimizer"]
+            log.info("resuming at %s step %d", self.stage, self.step)
+
+    def save(self, stage: str, step: int, optimizer: torch.optim.Optimizer | None) -> None:
+        """Write the checkpoint atomically."""
+        state = {
+            "model": self.model.state_dict(),
+            "scaling_factor": self.model.scaling_factor,
+            "stage": stage,
+            "step": step,
+            "optimizer": optimizer.state_dict() if optimizer else None,
+        }
+        with atomic_path(self.state_path) as tmp:
+            torch.save(state, tmp)
+
+    def train(self, pool: np.ndarray, lpips: nn.Module, stop_after: str | None = None) -> None:
+        """Run every stage that is not finished."""
+        names = list(STAGES)
+        for name in names[names.index(self.stage) :] if self.stage in names else []:
+            self._train_stage(name, pool, lpips)
+            if name == "autoencoder":
+                log.info("scaling_factor = %.5f", set_scaling_factor(self.model, pool, self.seed))
+            following = names[names.index(name) + 1] if name != names[-1] else "done"
+            self.stage, self.step, self.optimizer_state = following, 0, None
+            self.save(following, 0, None)
+            if name == stop_after:
+                return
+
+    def _train_stage(self, name: str, pool: np.ndarray, lpips: nn.Module) -> None:
+        stage = STAGES[name]
+        params = trainable(self.model, name)
+        optimizer = torch.optim.AdamW(params, lr=stage.lr, betas=(0.9, 0.99), weight_decay=1e-4)
+        if self.optimizer_state:
+            optimizer.load_state_dict(self.optimizer_state)
+        self.model.train()
+        started, total = time.time(), 0.0
+        for step, up, hr in batches(pool, name, self.step, self.seed):
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(stage, step)
+            loss = LOSSES[name](self.model, up, hr, lpips, step)
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(params, 1.0)
+            optimizer.step()
+            total += float(loss.detach())
+            if (step + 1) % 50 == 0:
+                self._log(name, step + 1, total / 50, time.time() - started)
+                started, total = time.time(), 0.0
+            if (step + 1) % self.every == 0:
+                self.save(name, step + 1, optimizer)
+
+    def _log(self, name: str, step: int, loss: float, seconds: float) -> None:
+        path = self.work / "curves.csv"
+        new = not path.exists()
+        with path.open("a", newline="") as stream:
+            writer = csv.writer(stream)
+            if new:
+                writer.writerow(["stage", "step", "loss"])
+            writer.writerow([name, step, f"{loss:.6f}"])
+        log.info("%s %d/%d loss %.4f (%.2f s/step)", name, step, STAGES[name].steps, loss, seconds / 50)
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Command line: fetch photos, train what is left, save the model."""
+    parser = argparse.ArgumentParser(prog="passionsr.train_mini", description=__doc__.split("\n")[0])
+    parser.add_argument("--work", type=Path, default=Path("train_mini"), help="checkpoints and curves")
+    parser.add_argument("--photos", type=Path, help="unpacked packages (default: apt-get download)")
+    parser.add_argument("--out", type=Path, default=Path("models/mini"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--per-photo", type=int, default=200, help="pool crops per photo")
+    parser.add_argument("--checkpoint-every", type=int, default=100)
+    parser.add_argument("--stop-after", choices=list(STAGES))
+    args = parser.parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if not PHOTO_LIST.exists():
+        raise UserError(f"{PHOTO_LIST}: not found; run this from the repository's root")
+    args.work.mkdir(parents=True, exist_ok=True)
+    photos = args.photos or fetch_photos(args.work / "photos")
+    pool = build_pool(photos, args.work / "pool.npy", args.per_photo, args.seed)
+    run = Run(args.work, args.seed, args.checkpoint_every)
+    run.train(pool, PerceptualLoss(), args.stop_after)
+    if run.stage == "done":
+        from passionsr.loading import save_model
+
+        run.model.eval()
+        save_model(run.model, args.out)
+        write_json(
+            args.out / "training.json",
+            {
+                "seed": args.seed,
+                "stages": {k: vars(v) for k, v in STAGES.items()},
+                "pool_crops": len(pool),
+                "scaling_factor": run.model.scaling_factor,
+                "parameters": sum(p.numel() for p in run.model.parameters()),
+                "torch": torch.__version__,
+            },
+        )
+        log.info("saved %s", args.out)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
