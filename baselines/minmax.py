@@ -1,0 +1,57 @@
+"""MinMax ("MaxMin" in PassionSR's tables): static ranges, nothing trained (methods.md 3).
+
+Weights per output channel, activations per tensor, asymmetric, zero always inside the range
+(needed for exact zero padding), ties to even. Activation ranges are an EMA over calibration batches.
+Attention q, k, P, v of the UNet are quantized; biases stay float; 8-bit exceptions as PassionSR's.
+Deviation: the code behind the paper's table is unreleased; ours is calibrated model-wise (2.5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from passionsr.calibration import CalibrationBatch
+from passionsr.fit import FitLog
+from passionsr.layers import AttentionConfig, LayerConfig
+from passionsr.method import (
+    bits_for,
+    copy_model,
+    eight_bit_layers,
+    first_inputs,
+    init_ranges,
+    outputs,
+    sub_models,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant import Scheme
+from passionsr.quant.observers import RangeMode
+from passionsr.surgery import SwapRow, swap_attention, swap_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class MinMax:
+    """minmax_mode: "ema" (0.95 over batches) or "global" (running minimum and maximum)."""
+
+    minmax_mode: RangeMode = "ema"
+
+    def prepare(self, model: OneStepSR, scheme: Scheme, scope: str) -> tuple[OneStepSR, list[SwapRow]]:
+        """A copy with every Conv2d / Linear of the scope and the UNet's attentions swapped."""
+        copy = copy_model(model)
+        exceptions = eight_bit_layers(copy, scope)
+
+        def layer(name: str) -> LayerConfig:
+            weight_bits, act_bits = bits_for(scheme, name, exceptions)
+            return LayerConfig(weight_bits=weight_bits, act_bits=act_bits)
+
+        report = swap_layers(copy, scope, layer)
+        report += swap_attention(copy, lambda *_: AttentionConfig(act_bits=scheme.act_bits))
+        return copy, report
+
+    def calibrate(self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str) -> FitLog:
+        """One pass per sub-model: encoder, UNet, decoder, each fed by its quantized predecessor."""
+        inputs = first_inputs(batches, scope)
+        for sub in sub_models(model, scope):
+            init_ranges(sub, inputs, self.minmax_mode, include_zero=True)
+            inputs = outputs(sub, inputs)
+        return FitLog()

@@ -1,0 +1,47 @@
+"""Calibration batches: the float teacher's view of the calibration images, with named fields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from passionsr.model import OneStepSR
+
+
+@dataclass(frozen=True)
+class CalibrationBatch:
+    """One batch and what the float model makes of it (methods.md 2.4).
+
+    image: upscaled LR (N, 3, H, W) in [0, 1]. latent: (N, 4, h, w) scaled posterior mean.
+    x0: (N, 4, h, w) from the float UNet. output: (N, 3, H, W) decoded, not clamped.
+    """
+
+    image: Tensor
+    latent: Tensor
+    x0: Tensor
+    output: Tensor
+
+
+@torch.no_grad()
+def make_batches(
+    teacher: OneStepSR, images: Sequence[Tensor], batch_size: int, seed: int
+) -> list[CalibrationBatch]:
+    """Shuffle (seeded), batch and run the float teacher once.
+
+    Args: images: (1, 3, H, W) each, one size. Raises ValueError if there are none or sizes differ.
+    """
+    if not images:
+        raise ValueError("no calibration images")
+    if len({tuple(i.shape) for i in images}) > 1:
+        raise ValueError("calibration images differ in size; crop them to one size")
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
+    batches = []
+    for start in range(0, len(order), batch_size):
+        image = torch.cat([images[i] for i in order[start : start + batch_size]])
+        latent = teacher.encode(image)
+        x0 = teacher.denoise(latent)
+        batches.append(CalibrationBatch(image, latent, x0, teacher.decode(x0)))
+    return batches

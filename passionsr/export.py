@@ -1,0 +1,106 @@
+"""Save and load quantized models: integer codes in safetensors, the scheme in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from passionsr.files import UserError, atomic_path, check_sha256, read_json, sha256_file, write_json
+from passionsr.layers import (
+    AttentionConfig,
+    LayerConfig,
+    QuantizedAttention,
+    QuantizedLayer,
+    quantized_modules,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant import Form
+from passionsr.surgery import match_attention, match_layers
+
+FORMAT = 1
+WEIGHTS, SCHEME = "model.safetensors", "scheme.json"
+
+
+def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
+    return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
+
+
+def _module_config(module: torch.nn.Module) -> dict[str, Any]:
+    """A diffusers config without its private entries, JSON-safe."""
+    return {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
+
+
+def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -> None:
+    """Write a frozen model to `folder`: model.safetensors, then scheme.json with its sha256.
+
+    Args: info: what made it (method, scheme, scope, options ...), kept as given.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    layers, attention = {}, {}
+    for name, part in model.named_modules():
+        if isinstance(part, QuantizedLayer):
+            assert part.frozen, f"{name} is not frozen"
+            layers[name] = _plain(part.config)
+        elif isinstance(part, QuantizedAttention):
+            attention[name.removesuffix(".processor")] = _plain(part.config)
+    state = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as tmp:
+        save_file(state, tmp)
+    write_json(
+        folder / SCHEME,
+        {
+            "format": FORMAT,
+            "info": info,
+            "alpha": model.alpha,
+            "context_shape": list(model.context.shape),
+            "vae": _module_config(model.vae),
+            "unet": _module_config(model.unet),
+            "layers": layers,
+            "attention": attention,
+            "sha256": sha256_file(folder / WEIGHTS),
+        },
+    )
+
+
+def load_quantized(folder: str | Path) -> OneStepSR:
+    """Rebuild a saved model; its first forward is bit-identical to the one before saving.
+
+    Raises UserError for a missing or damaged file, or one of another format version.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    scheme = read_json(folder / SCHEME)
+    if scheme.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; calibrate again"
+        )
+    check_sha256(folder / WEIGHTS, scheme["sha256"])
+    model = OneStepSR(
+        AutoencoderKL.from_config(scheme["vae"]),
+        UNet2DConditionModel.from_config(scheme["unet"]),
+        torch.zeros(scheme["context_shape"]),
+        scheme["alpha"],
+    )
+    model.eval().requires_grad_(False)
+    modules = dict(match_layers(model, "UV"))
+    for name, config in scheme["layers"].items():
+        parent, _, leaf = name.rpartition(".")
+        layer = QuantizedLayer(modules[name], LayerConfig(**{**config, "form": Form(config["form"])}))
+        setattr(model.get_submodule(parent), leaf, layer)
+    attentions = dict(match_attention(model))
+    for name, config in scheme["attention"].items():
+        attentions[name].set_processor(
+            QuantizedAttention(AttentionConfig(**{**config, "form": Form(config["form"])}))
+        )
+    for part in quantized_modules(model):
+        if isinstance(part, QuantizedLayer):
+            part.freeze(empty=True)
+    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    return model.requires_grad_(False)

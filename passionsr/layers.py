@@ -1,0 +1,323 @@
+"""The one quantized layer (Conv2d and Linear) and the quantized attention products."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from passionsr.files import UserError
+from passionsr.quant import Form, Phase, Quantizer, QuantSpec, set_phase
+from passionsr.transforms import (
+    ChannelTransform,
+    LearnedScale,
+    ScaleInit,
+    border_sizes,
+    expand_borders,
+    init_scale,
+    shift_response,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerConfig:
+    """How one layer is quantized; written into scheme.json and enough to rebuild the layer."""
+
+    weight_bits: int
+    act_bits: int
+    form: Form = Form.AFFINE
+    split: bool = False
+    let: bool = False
+    quantize_bias: bool = False
+
+
+class QuantizedLayer(nn.Module):
+    """Conv2d or Linear with fake-quantized input, weight and, where asked, bias and LET.
+
+    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term; without LET s = 1, o = 0 (methods.md 2.2, 8.2).
+    For a convolution `W o` is the interior value of f(o, W); along zero-padded borders f(o, W) differs
+    from it and the difference is added in float, so that the transformation is exact there too.
+    """
+
+    def __init__(self, layer: nn.Conv2d | nn.Linear, config: LayerConfig):
+        super().__init__()
+        self.config = config
+        self.is_conv = isinstance(layer, nn.Conv2d)
+        self.geometry = _geometry_of(layer) if self.is_conv else None
+        out_channels, in_channels = layer.weight.shape[:2]
+        if self.is_conv and (layer.groups != 1 or layer.padding_mode != "zeros"):
+            raise ValueError("grouped convolutions and non-zero padding modes are not supported")
+        groups = 2 if config.split else 1
+        weight_spec = QuantSpec(
+            bits=config.weight_bits, form=config.form, per_channel=True, groups=groups
+        )
+        act_spec = QuantSpec(
+            bits=config.act_bits,
+            form=config.form,
+            groups=groups,
+            channel_axis=1 if self.is_conv else -1,
+        )
+        self.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        self.bias = (
+            None
+            if layer.bias is None
+            else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+        )
+        self.weight_quantizer = Quantizer(weight_spec, (out_channels, in_channels))
+        self.act_quantizer = Quantizer(act_spec, (in_channels,))
+        self.bias_quantizer = None
+        if config.quantize_bias and (self.bias is not None or config.let):
+            self.bias_quantizer = Quantizer(
+                QuantSpec(bits=config.weight_bits, form=config.form, channel_axis=0)
+            )
+        self.transform = ChannelTransform(in_channels, self.is_conv) if config.let else None
+        self.frozen = False
+        self._cached_weight: Tensor | None = None
+
+    # -- calibration --------------------------------------------------------------------------
+
+    def start_collecting(self, alpha: float, mode: ScaleInit) -> None:
+        """Let the next float forwards set LET's scale by EMA."""
+        assert self.transform is not None
+        self.transform.reset()
+        self.transform.collecting = True
+        self._let_init = (alpha, mode)
+
+    def stop_collecting(self) -> None:
+        """End `start_collecting`."""
+        if self.transform is not None:
+            self.transform.collecting = False
+
+    @torch.no_grad()
+    def init_weights(self, include_zero: bool = False) -> None:
+        """Set the bounds of weight and bias to their exact minima and maxima (under the current LET)."""
+        weight = self.weight if self.transform is None else self.transform.weight(self.weight)
+        self.weight_quantizer.set_bounds(*self.weight_quantizer.observe(weight), include_zero)
+        bias, _ = self._bias_and_border((64, 64))
+        if self.bias_quantizer is not None and bias is not None:
+            self.bias_quantizer.set_bounds(*self.bias_quantizer.observe(bias), include_zero)
+
+    # -- forward ------------------------------------------------------------------------------
+
+    def _bias_and_border(self, size: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
+        """(b + W o of the interior, border response minus interior on a small map)."""
+        if self.transform is None:
+            return self.bias, None
+        if not self.is_conv:
+            shift = self.weight @ self.transform.offset
+            return (shift if self.bias is None else self.bias + shift), None
+        interior = self.weight.sum((2, 3)) @ self.transform.offset
+        bias = interior if self.bias is None else self.bias + interior
+        if self.geometry.padding == (0, 0):
+            return bias, None
+        response = shift_response(self.transform.offset, self.weight, self.geometry, size)
+        return bias, response - interior.reshape(1, -1, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As the float layer: Conv2d (N, C, H, W) or Linear (..., C)."""
+        if self.frozen:
+            return self._frozen_forward(x)
+        weight = self.weight
+        if self.transform is not None:
+            if self.transform.collecting:
+                self.transform.collect(x, self.weight, *self._let_init)
+                return self._op(x, self.weight, self.bias)
+            size = tuple(x.shape[-2:])
+            bias, border = self._bias_and_border(size)
+            x, weight = self.transform.input(x), self.transform.weight(weight)
+        else:
+            bias, border, size = self.bias, None, (0, 0)
+        if self.weight_quantizer.phase is Phase.QUANTIZED:
+            weight = self.weight_quantizer(weight)
+            if self.bias_quantizer is not None and bias is not None:
+                bias = self.bias_quantizer(bias)
+        out = self._op(self.act_quantizer(x), weight, bias)
+        return out if border is None else self._add_border(out, border, size)
+
+    def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        if not self.is_conv:
+            return F.linear(x, weight, bias)
+        g = self.geometry
+        return F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
+
+    def _add_border(self, out: Tensor, border: Tensor, size: tuple[int, int]) -> Tensor:
+        g = self.geometry
+        lead = tuple(
+            border_sizes(size[i], g.kernel_size[i], g.stride[i], g.padding[i])[1] for i in range(2)
+        )
+        return out + expand_borders(border, out.shape[2], out.shape[3], lead)
+
+    # -- freezing and loading -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def freeze(self, empty: bool = False) -> None:
+        """Replace float weights by integer codes; the float weight is dropped.
+
+        `empty` makes buffers of the right shape for `load_state_dict` instead of computing them.
+        """
+        if self.frozen:
+            return
+        # 64 is a multiple of every stride and larger than the border map of every kernel here.
+        weight = self.weight if self.transform is None else self.transform.weight(self.weight)
+        bias, border = self._bias_and_border((64, 64))
+        codes = self.weight_quantizer.codes(weight)
+        self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
+        self.register_buffer("border", border)
+        if self.bias_quantizer is not None and bias is not None:
+            self.register_buffer("bias_codes", self.bias_quantizer.codes(bias))
+            self.register_buffer("float_bias", None)
+        else:
+            self.register_buffer("bias_codes", None)
+            self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
+        self.weight = None
+        self.bias = None
+        self.frozen = True
+
+    def _frozen_forward(self, x: Tensor) -> Tensor:
+        size = tuple(x.shape[-2:])
+        if self.transform is not None:
+            x = self.transform.input(x)
+        if self._cached_weight is None:
+            self._cached_weight = self.weight_quantizer.dequantize(self.weight_codes)
+        bias = self.float_bias
+        if self.bias_codes is not None:
+            bias = self.bias_quantizer.dequantize(self.bias_codes)
+        out = self._op(self.act_quantizer(x), self._cached_weight, bias)
+        return out if self.border is None else self._add_border(out, self.border, size)
+
+    def extra_repr(self) -> str:
+        """Bits, for printing a model."""
+        return f"W{self.config.weight_bits}A{self.config.act_bits}, let={self.config.let}"
+
+
+@dataclass(frozen=True)
+class _Geometry:
+    """What F.conv2d needs of a Conv2d besides its weights."""
+
+    kernel_size: tuple[int, int]
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+    groups: int = 1
+
+
+def _geometry_of(conv: nn.Conv2d) -> _Geometry:
+    assert not isinstance(conv.padding, str)
+    return _Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttentionConfig:
+    """How the products of one attention are quantized.
+
+    let_tokens: number of key tokens that s_j is made for; None leaves s_j = 1 (methods.md 8.2:
+    s_j locks the model to the token count it was calibrated with).
+    """
+
+    act_bits: int
+    form: Form = Form.AFFINE
+    let: bool = False
+    head_dim: int = 0
+    let_tokens: int | None = None
+
+
+class QuantizedAttention(nn.Module):
+    """A diffusers attention processor that quantizes q, k, P = softmax(q k^T) and v, per tensor.
+
+    With LET: q s_qk, k / s_qk (one s per head channel, shared by the heads) and P_ij s_j, v_j / s_j.
+    """
+
+    def __init__(self, config: AttentionConfig):
+        super().__init__()
+        self.config = config
+        spec = QuantSpec(bits=config.act_bits, form=config.form)
+        self.q = Quantizer(spec)
+        self.k = Quantizer(spec)
+        self.p = Quantizer(spec)
+        self.v = Quantizer(spec)
+        self.s_qk = LearnedScale(config.head_dim) if config.let else None
+        self.s_v = LearnedScale(config.let_tokens) if config.let and config.let_tokens else None
+        self.collecting = False
+
+    def start_collecting(self, alpha: float, mode: ScaleInit) -> None:
+        """Let the next float forwards set s_qk and s_j by EMA."""
+        self.collecting = True
+        self._alpha = alpha
+        for scale in (self.s_qk, self.s_v):
+            if scale is not None:
+                scale.reset()
+
+    def stop_collecting(self) -> None:
+        """End `start_collecting`."""
+        self.collecting = False
+
+    def _transform_qk(self, q: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        if self.s_qk is None:
+            return q, k
+        if self.collecting:
+            # ratio form with q in the place of the weight: (max|k| / max|q|)^alpha
+            amax_k, amax_q = k.abs().amax((0, 1, 2)), q.abs().amax((0, 1, 2))
+            self.s_qk.update(init_scale(amax_k, amax_q, self._alpha))
+            return q, k
+        return q * self.s_qk.scale, k / self.s_qk.scale
+
+    def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        if self.s_v is None:
+            return p, v
+        if v.shape[2] != self.config.let_tokens:
+            raise UserError(
+                f"attention has {v.shape[2]} key tokens but its LET scale was calibrated for "
+                f"{self.config.let_tokens}: give an image of the calibrated size"
+            )
+        if self.collecting:
+            amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
+            self.s_v.update(init_scale(amax_v, amax_p, self._alpha))
+            return p, v
+        return p * self.s_v.scale, v / self.s_v.scale[:, None]
+
+    def forward(
+        self,
+        attn: nn.Module,
+        hidden_states: Tensor,
+        encoder_hidden_states: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        temb: Tensor | None = None,
+    ) -> Tensor:
+        """diffusers' processor call: (N, T, C) -> (N, T, C)."""
+        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
+
+        def heads(x: Tensor) -> Tensor:
+            return x.unflatten(-1, (attn.heads, -1)).transpose(1, 2)  # (N, heads, T, d)
+
+        q, k, v = (
+            heads(attn.to_q(hidden_states)),
+            heads(attn.to_k(context)),
+            heads(attn.to_v(context)),
+        )
+        q, k = self._transform_qk(q, k)
+        scores = self.q(q) @ self.k(k).transpose(-1, -2) * attn.scale
+        if attention_mask is not None:
+            scores = scores + attention_mask
+        p, v = self._transform_pv(scores.softmax(-1), v)
+        out = (self.p(p) @ self.v(v)).transpose(1, 2).flatten(2)  # (N, T, C)
+        return attn.to_out[1](attn.to_out[0](out))
+
+
+def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAttention]:
+    """Every quantized layer and attention below `module`, in registration order."""
+    return [m for m in module.modules() if isinstance(m, (QuantizedLayer, QuantizedAttention))]
+
+
+def freeze(module: nn.Module) -> None:
+    """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase."""
+    for part in quantized_modules(module):
+        if isinstance(part, QuantizedLayer):
+            part.freeze()
+    module.requires_grad_(False)
+
+
+def as_float(module: nn.Module):
+    """Context: run `module` with every quantizer passing its input through."""
+    return set_phase(module, Phase.FLOAT)

@@ -1,0 +1,199 @@
+"""PassionSR (CVPR 2025): LBQ + LET + DQC (methods.md 8), and its ablations as options.
+
+LBQ: learned bounds of weights, activations and biases. LET: learnable equivalent transformation of
+layers and attention. DQC: LET and LBQ in separate stages, ranges re-estimated in between, sub-models in
+sequence. Defaults are the mathematically right forms of methods.md 0.1: per-step zero_grad, x0-space loss
+for the UNet, float decoder output as decoder target, channel-axis split, posterior mean, ranges by EMA
+over the whole calibration set.
+
+Deviations: s is learnt as log s, so it stays positive (8.2 allows it); lbq_lr is relative to each
+range's width (8.3); s_j of self-attention is used only where `let_latent_size` fixes the token count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from passionsr.calibration import CalibrationBatch
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.layers import AttentionConfig, LayerConfig
+from passionsr.method import (
+    SubModel,
+    bits_for,
+    copy_model,
+    eight_bit_layers,
+    first_inputs,
+    init_let,
+    init_ranges,
+    outputs,
+    sub_models,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant import Form, Quantizer, Scheme
+from passionsr.quant.observers import RangeMode
+from passionsr.quant.quantizers import quantizers
+from passionsr.surgery import SwapRow, match_attention, swap_attention, swap_layers
+from passionsr.transforms import LearnedScale, ScaleInit
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassionSR:
+    """Options; the ablations are let=False, lbq=False, dqc=False (methods.md 8.4).
+
+    epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
+    let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
+    unet_decay: factor of both in the second half of a UNet stage (8.3).
+    quantize_bias: biases at weight bits, per tensor (8.1). let_latent_size: side of the latents that s_j
+    of self-attention is made for; None keeps s_j = 1 there and any image size.
+    """
+
+    let: bool = True
+    lbq: bool = True
+    dqc: bool = True
+    lbq_form: str = "real_offset"
+    split: bool = True
+    quantize_bias: bool = True
+    let_alpha: float = 0.3
+    let_scale_init: ScaleInit = "ratio"
+    let_latent_size: int | None = None
+    act_range_init: RangeMode = "ema"
+    epochs: int = 2
+    let_lr: float = 1e-5
+    lbq_lr: float = 1e-4
+    unet_decay: float = 0.2
+
+    def prepare(self, model: OneStepSR, scheme: Scheme, scope: str) -> tuple[OneStepSR, list[SwapRow]]:
+        """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
+        copy = copy_model(model)
+        exceptions = eight_bit_layers(copy, scope)
+        form = Form(self.lbq_form)
+        tokens = self._attention_tokens(copy) if self.let else {}
+
+        def layer(name: str) -> LayerConfig:
+            weight_bits, act_bits = bits_for(scheme, name, exceptions)
+            return LayerConfig(
+                weight_bits=weight_bits,
+                act_bits=act_bits,
+                form=form,
+                split=self.split and name.startswith("unet."),
+                let=self.let,
+                quantize_bias=self.quantize_bias,
+            )
+
+        def attention(name: str, module: nn.Module) -> AttentionConfig:
+            return AttentionConfig(
+                act_bits=scheme.act_bits,
+                form=form,
+                let=self.let,
+                head_dim=module.inner_dim // module.heads,
+                let_tokens=tokens.get(name),
+            )
+
+        report = swap_layers(copy, scope, layer)
+        report += swap_attention(copy, attention)
+        return copy, report
+
+    def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
+        """Key tokens per attention: the context's length, or what one pass at let_latent_size shows."""
+        attentions = match_attention(model)
+        tokens = {n: model.context.shape[1] for n, m in attentions if m.is_cross_attention}
+        if self.let_latent_size is None:
+            return tokens
+        handles = [
+            m.register_forward_pre_hook(
+                lambda _, args, name=n: tokens.setdefault(name, args[0].shape[1])
+            )
+            for n, m in attentions
+        ]
+        try:
+            with torch.no_grad():
+                side = self.let_latent_size
+                model.predict_eps(torch.zeros(1, model.unet.config.in_channels, side, side))
+        finally:
+            for handle in handles:
+                handle.remove()
+        return tokens
+
+    def calibrate(self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str) -> FitLog:
+        """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
+        log = FitLog()
+        inputs = first_inputs(batches, scope)
+        for sub in sub_models(model, scope):
+            if self.let:
+                init_let(sub, inputs, self.let_alpha, self.let_scale_init)
+            init_ranges(sub, inputs, self.act_range_init)
+            for stage, groups, epochs, reinit in self._stages(sub):
+                pairs = [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
+                config = FitConfig(
+                    epochs=epochs, lr=1.0, decay=self.unet_decay if sub.name == "unet" else 1.0
+                )
+                fit(
+                    groups,
+                    lambda pair, sub=sub: nn.functional.mse_loss(sub.run(pair[0]), pair[1]),
+                    pairs,
+                    config,
+                    log,
+                    f"{sub.name}.{stage}",
+                )
+                if reinit:
+                    init_ranges(sub, inputs, self.act_range_init)
+            inputs = outputs(sub, inputs)
+        return log
+
+    def _stages(self, sub: SubModel) -> list[tuple[str, list[ParamGroup], int, bool]]:
+        """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4)."""
+        let = let_groups(sub, self.let_lr) if self.let else []
+        lbq = lbq_groups(sub, self.lbq_lr) if self.lbq else []
+        if let and lbq and self.dqc:
+            # Widths, and so the relative steps of LBQ, are read again after the re-initialisation.
+            return [
+                ("let", let, self.epochs, True),
+                ("lbq", LazyGroups(lambda: lbq_groups(sub, self.lbq_lr)), self.epochs, False),
+            ]
+        if let and lbq:
+            return [("let+lbq", let + lbq, 2 * self.epochs, False)]
+        if let:
+            return [("let", let, 2 * self.epochs, True)]
+        return [("lbq", lbq, 2 * self.epochs, False)] if lbq else []
+
+
+class LazyGroups(Sequence):
+    """Parameter groups that are made when first looked at."""
+
+    def __init__(self, make):
+        self._make, self._made = make, None
+
+    def _groups(self) -> list[ParamGroup]:
+        if self._made is None:
+            self._made = self._make()
+        return self._made
+
+    def __getitem__(self, index):
+        return self._groups()[index]
+
+    def __len__(self) -> int:
+        return len(self._groups())
+
+
+def let_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
+    """LET's parameters: log s and o of layers, s_qk and s_j of attentions."""
+    params = [
+        p
+        for module in sub.modules
+        for m in module.modules()
+        if isinstance(m, LearnedScale)
+        for p in m.parameters()
+    ]
+    return [ParamGroup(params, lr)] if params else []
+
+
+def lbq_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
+    """LBQ's parameters: both bounds of every quantizer, the step relative to the mean width."""
+    found: list[Quantizer] = [q for module in sub.modules for q in quantizers(module)]
+    return [
+        ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean())) for q in found
+    ]

@@ -1,0 +1,34 @@
+"""Ranges seen during calibration."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import Tensor
+
+RangeMode = Literal["ema", "global"]
+
+
+class RangeObserver:
+    """Running (lower, upper) of batches: EMA m <- 0.95 m + 0.05 m_batch, or the running min / max.
+
+    The first batch sets the value (methods.md 3.2; EMA as in PassionSR's quantizers).
+    """
+
+    def __init__(self, mode: RangeMode = "ema", momentum: float = 0.95):
+        if mode not in ("ema", "global"):
+            raise ValueError(f"range mode {mode!r} is unknown: give 'ema' or 'global'")
+        self.mode, self.momentum = mode, momentum
+        self.lower: Tensor | None = None
+        self.upper: Tensor | None = None
+
+    def update(self, lower: Tensor, upper: Tensor) -> None:
+        """Take in one batch's minima and maxima, any equal shapes."""
+        if self.lower is None or self.upper is None:
+            self.lower, self.upper = lower.clone(), upper.clone()
+        elif self.mode == "ema":
+            self.lower = self.momentum * self.lower + (1 - self.momentum) * lower
+            self.upper = self.momentum * self.upper + (1 - self.momentum) * upper
+        else:
+            self.lower = self.lower.minimum(lower)
+            self.upper = self.upper.maximum(upper)

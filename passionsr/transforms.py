@@ -1,0 +1,119 @@
+"""LET, PassionSR's learnable equivalent transformation (methods.md 8.2)."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ScaleInit = Literal["ratio", "smoothquant"]
+
+
+def init_scale(amax_x: Tensor, amax_w: Tensor, alpha: float = 0.3, mode: ScaleInit = "ratio") -> Tensor:
+    """Initial per-channel scale: (amaxX / amaxW)^alpha, or SmoothQuant's amaxX^a / amaxW^(1-a).
+
+    Both maxima are of absolute values and floored at 1e-5 (methods.md 8.2).
+    """
+    amax_x, amax_w = amax_x.clamp_min(1e-5), amax_w.clamp_min(1e-5)
+    if mode == "smoothquant":
+        return amax_x**alpha / amax_w ** (1 - alpha)
+    return (amax_x / amax_w) ** alpha
+
+
+class LearnedScale(nn.Module):
+    """A positive scale s, learnt as log s so that it cannot change sign, set by EMA over batches."""
+
+    def __init__(self, size: int):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.zeros(size), requires_grad=False)
+        self._started = False
+
+    @property
+    def scale(self) -> Tensor:
+        """s, shape (size,)."""
+        return self.log_scale.exp()
+
+    @torch.no_grad()
+    def update(self, new: Tensor) -> None:
+        """s <- 0.9 s + 0.1 s_new; the first batch sets s (methods.md 8.2)."""
+        value = 0.9 * self.scale + 0.1 * new if self._started else new
+        self.log_scale.copy_(value.log())
+        self._started = True
+
+    def reset(self) -> None:
+        """Let the next `update` set s."""
+        self._started = False
+
+
+class ChannelTransform(LearnedScale):
+    """x -> (x - o) / s and W -> W s per input channel, with the exact correction term f(o, W).
+
+    Args: channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
+    """
+
+    def __init__(self, channels: int, is_conv: bool):
+        super().__init__(channels)
+        self.offset = nn.Parameter(torch.zeros(channels), requires_grad=False)
+        self.is_conv = is_conv
+        self.collecting = False
+
+    def _shape(self, vector: Tensor, ndim: int) -> Tensor:
+        return vector.reshape(1, -1, *[1] * (ndim - 2)) if self.is_conv else vector
+
+    @torch.no_grad()
+    def collect(self, x: Tensor, weight: Tensor, alpha: float, mode: ScaleInit) -> None:
+        """Update s from one batch: per-channel maxima over all other dims, for any rank of x."""
+        axis = 1 if self.is_conv else x.ndim - 1
+        amax_x = x.abs().amax([d for d in range(x.ndim) if d != axis])
+        amax_w = weight.abs().amax([d for d in range(weight.ndim) if d != 1])
+        self.update(init_scale(amax_x, amax_w, alpha, mode))
+
+    def input(self, x: Tensor) -> Tensor:
+        """(x - o) / s, same shape."""
+        return (x - self._shape(self.offset, x.ndim)) / self._shape(self.scale, x.ndim)
+
+    def weight(self, weight: Tensor) -> Tensor:
+        """W s along the input channels, same shape."""
+        return weight * self.scale.reshape(1, -1, *[1] * (weight.ndim - 2))
+
+
+def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
+    """For one axis: (small input size, leading border rows of the output).
+
+    A convolution of a constant map differs from its interior value only where the kernel overlaps
+    the padding, so the smallest map with the same residue modulo the stride, and one interior row
+    between its borders, shows every distinct row.
+    """
+    lead = -(-padding // stride)
+    small = 2 * lead * stride + kernel - 2 * padding
+    small += (size - small) % stride
+    return min(size, small), lead
+
+
+def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]) -> Tensor:
+    """Grow a small response (1, C, h, w) to (1, C, height, width) by repeating its interior row / column."""
+    for axis, (target, first) in ((2, (height, lead[0])), (3, (width, lead[1]))):
+        have = small.shape[axis]
+        if have == target:
+            continue
+        if have > target:
+            raise ValueError(f"feature map of {target} rows is below the {have} of the border map")
+        top = small.narrow(axis, 0, first)
+        middle = small.narrow(axis, first, 1)
+        repeats = [-1, -1, -1, -1]
+        repeats[axis] = target - have + 1
+        bottom = small.narrow(axis, first + 1, have - first - 1)
+        small = torch.cat([top, middle.expand(repeats), bottom], axis)
+    return small
+
+
+def shift_response(offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+    """conv(o broadcast to `size`, W) on the smallest map with all border patterns, (1, Cout, h, w)."""
+    small = [
+        border_sizes(size[i], conv.kernel_size[i], conv.stride[i], conv.padding[i])[0]
+        for i in range(2)
+    ]
+    tiny = offset.reshape(1, -1, 1, 1).expand(1, -1, *small)
+    return F.conv2d(tiny, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
