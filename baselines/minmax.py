@@ -24,8 +24,8 @@ from passionsr.method import (
     sub_models,
 )
 from passionsr.model import OneStepSR
-from passionsr.quant import Scheme
 from passionsr.quant.observers import RangeMode
+from passionsr.quant.spec import Scheme
 from passionsr.surgery import SwapRow, swap_attention, swap_layers
 
 

@@ -17,7 +17,7 @@ from passionsr.layers import (
     quantized_modules,
 )
 from passionsr.model import OneStepSR
-from passionsr.quant import Form
+from passionsr.quant.spec import Form
 from passionsr.surgery import match_attention, match_layers
 
 FORMAT = 1

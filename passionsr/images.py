@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from passionsr.files import UserError, atomic_path
+
+if TYPE_CHECKING:  # torch takes seconds to import; the data, table and figure stages do without
+    from torch import Tensor
 
 SCALE = 4
 
@@ -46,6 +48,8 @@ def write_uint8(path: str | Path, array: np.ndarray) -> None:
 
 def to_tensor(array: np.ndarray) -> Tensor:
     """(H, W, 3) uint8 -> (1, 3, H, W) float32 in [0, 1]."""
+    import torch
+
     return torch.from_numpy(array.copy()).permute(2, 0, 1).unsqueeze(0).float().div(255)
 
 
@@ -54,6 +58,8 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
     Raises UserError if the image holds NaN or infinity: the model or its input is broken.
     """
+    import torch
+
     if not torch.isfinite(image).all():
         raise UserError("the output image holds NaN or infinite values; check the model's weights")
     return image[0].clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()

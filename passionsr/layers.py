@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passionsr.files import UserError
-from passionsr.quant import Form, Phase, Quantizer, QuantSpec, set_phase
+from passionsr.quant.quantizers import Phase, Quantizer, set_phase
+from passionsr.quant.spec import Form, QuantSpec
 from passionsr.transforms import (
     ChannelTransform,
     LearnedScale,

@@ -18,8 +18,9 @@ from passionsr.files import UserError
 from passionsr.fit import FitLog
 from passionsr.layers import QuantizedLayer, as_float, freeze, quantized_modules
 from passionsr.model import OneStepSR
-from passionsr.quant import Scheme, observing
 from passionsr.quant.observers import RangeMode
+from passionsr.quant.quantizers import observing
+from passionsr.quant.spec import Scheme
 from passionsr.surgery import PASSIONSR_8BIT, SwapRow, check_scope, match_layers, match_patterns
 
 

@@ -18,6 +18,7 @@ import io
 import logging
 import os
 import pickle
+import socket
 import subprocess
 import sys
 import tarfile
@@ -63,6 +64,10 @@ HUB_FILES = {
     "maniqa": "pyiqa/ckpt_koniq10k.pt",
     "clipiqa": "clip/RN50.pt",
 }
+HUB_EXTRA = {
+    "maniqa": "it also wants timm's vit_base_patch8_224 in the Hugging Face cache {cache}/hf",
+}
+HUB_HOST = "huggingface.co"
 MANIFEST = "passionsr-manifest.json"
 
 
@@ -95,8 +100,33 @@ def hub_dir(cache: str | Path | None = None) -> Path:
     return (root / "hub").resolve()
 
 
+def hub_is_reachable(timeout: float = 5.0) -> bool:
+    """Whether the model hub answers at all; asked once, so that no metric waits through retries."""
+    try:
+        with socket.create_connection((HUB_HOST, 443), timeout):
+            return True
+    except OSError:
+        return False
+
+
+def unavailable_reason(metric: str, cache: str | Path | None = None) -> str | None:
+    """Why a hub-only metric cannot be built here, and what to do; None if it may be built."""
+    if metric not in HUB_FILES:
+        return None
+    place = hub_dir(cache) / HUB_FILES[metric]
+    if place.exists() or hub_is_reachable():
+        return None
+    extra = HUB_EXTRA.get(metric, "").format(cache=hub_dir(cache).parent)
+    return f"{place} is missing and the model hub is out of reach; put the file there" + (
+        f" ({extra})" if extra else ""
+    )
+
+
 def use_private_hub(cache: str | Path | None = None) -> Path:
     """Point torch.hub at the private folder. Call before pyiqa is imported: it reads it at import."""
+    os.environ["HF_HOME"] = str(hub_dir(cache).parent / "hf")
+    if not hub_is_reachable():
+        os.environ["HF_HUB_OFFLINE"] = "1"
     import torch
 
     folder = hub_dir(cache)

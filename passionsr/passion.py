@@ -33,9 +33,9 @@ from passionsr.method import (
     sub_models,
 )
 from passionsr.model import OneStepSR
-from passionsr.quant import Form, Quantizer, Scheme
 from passionsr.quant.observers import RangeMode
-from passionsr.quant.quantizers import quantizers
+from passionsr.quant.quantizers import Quantizer, quantizers
+from passionsr.quant.spec import Form, Scheme
 from passionsr.surgery import SwapRow, match_attention, swap_attention, swap_layers
 from passionsr.transforms import LearnedScale, ScaleInit
 

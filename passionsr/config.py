@@ -1,0 +1,172 @@
+"""Configurations and the run sheet: checked completely before anything runs. No torch import."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from passionsr.files import UserError
+from passionsr.metric_table import check_metrics
+from passionsr.quant.spec import Scheme
+
+SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "config.schema.yaml"
+
+# Reference rows of every table; they are runs without a calibration.
+FP32, BICUBIC = "fp32", "bicubic"
+
+
+@dataclass(frozen=True)
+class MethodEntry:
+    """One line of the registry."""
+
+    name: str
+    target: str
+    title: str
+    options: dict[str, Any]
+    ablation: bool = False
+
+
+@dataclass(frozen=True)
+class Run:
+    """One row of the run sheet."""
+
+    method: str
+    scheme: str
+    scope: str
+    seed: int
+
+    @property
+    def run_id(self) -> str:
+        """Name of the run's folder, such as passionsr-W6A6-UV-s0."""
+        return f"{self.method}-{self.scheme}-{self.scope}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Config:
+    """A checked configuration."""
+
+    name: str
+    model: str
+    test: Path
+    calibration: Path
+    limits: dict[str, int]
+    entries: dict[str, MethodEntry]
+    runs: tuple[Run, ...]
+    budget: dict[str, dict[str, Any]]
+    batch_size: int
+    metrics: tuple[str, ...]
+    threads: int
+    digest: str
+
+    @property
+    def results(self) -> Path:
+        """results/<name>."""
+        return Path("results") / self.name
+
+    def run(self, run_id: str) -> Run:
+        """The run of that name; UserError if the configuration has none."""
+        for run in self.runs:
+            if run.run_id == run_id:
+                return run
+        raise UserError(f"run {run_id!r} is not in this configuration")
+
+    def options(self, run: Run) -> dict[str, Any]:
+        """The method's options for a run: budget of the configuration, then the registry's own."""
+        entry = self.entries[run.method]
+        return {**self.budget.get(entry.target, {}), **entry.options}
+
+    def run_digest(self, run: Run) -> str:
+        """Hash of everything in the configuration that this run's artifact depends on."""
+        entry = self.entries[run.method]
+        value = [
+            self.model, str(self.calibration), self.limits.get("calibration"), self.batch_size,
+            self.threads, entry.target, self.options(run), run.scheme, run.scope, run.seed,
+        ]  # fmt: skip
+        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _load_yaml(path: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found") from None
+    except yaml.YAMLError as err:
+        raise UserError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from None
+
+
+def load_methods(path: str | Path) -> dict[str, MethodEntry]:
+    """Read the registry of methods; UserError for a malformed entry."""
+    raw = _load_yaml(Path(path))
+    entries = {}
+    for name, value in (raw or {}).items():
+        known = {"class", "title", "options", "ablation"}
+        if not isinstance(value, dict) or "class" not in value or set(value) - known:
+            raise UserError(f"{path}: {name}: give class, and optionally title, options, ablation")
+        entries[name] = MethodEntry(
+            name,
+            value["class"],
+            value.get("title", name),
+            value.get("options", {}),
+            value.get("ablation", False),
+        )
+    return entries
+
+
+def expand_runs(blocks: Sequence[dict[str, Any]], entries: dict[str, MethodEntry]) -> tuple[Run, ...]:
+    """The product of every block, without repetition; UserError for unknown methods or bad bits."""
+    runs: dict[str, Run] = {}
+    for block in blocks:
+        for method in block["methods"]:
+            if method not in entries:
+                raise UserError(f"method {method!r} is unknown; known: {', '.join(entries)}")
+            for scheme in block["schemes"]:
+                parse_scheme(scheme)
+                for scope in block["scopes"]:
+                    for seed in block["seeds"]:
+                        run = Run(method, scheme, scope, seed)
+                        runs[run.run_id] = run
+    return tuple(runs.values())
+
+
+def parse_scheme(text: str) -> Scheme:
+    """Scheme.parse with its error as the user's."""
+    try:
+        return Scheme.parse(text)
+    except ValueError as err:
+        raise UserError(f"scheme {text!r}: {err}") from None
+
+
+def load_config(path: str | Path) -> Config:
+    """Read and check a configuration file; UserError says what is wrong and where."""
+    import jsonschema
+
+    path = Path(path)
+    raw = _load_yaml(path)
+    validator = jsonschema.Draft202012Validator(_load_yaml(SCHEMA))
+    errors = [
+        f"{'.'.join(map(str, e.absolute_path)) or 'top level'}: {e.message}"
+        for e in validator.iter_errors(raw)
+    ]
+    if errors:
+        raise UserError(f"{path}: {'; '.join(errors)}")
+    entries = load_methods(raw["methods"])
+    return Config(
+        name=raw["name"],
+        model=raw["model"],
+        test=Path(raw["test"]),
+        calibration=Path(raw["calibration"]),
+        limits=raw.get("limit", {}),
+        entries=entries,
+        runs=expand_runs(raw["runs"], entries),
+        budget=raw.get("budget", {}),
+        batch_size=raw["batch_size"],
+        metrics=tuple(check_metrics(raw["metrics"])),
+        threads=raw.get("threads", 1),
+        digest=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16],
+    )

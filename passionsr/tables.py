@@ -1,0 +1,204 @@
+"""Score rows -> tables (csv, md, tex). Never imports the model or torch."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import pandas as pd
+from tabulate import tabulate
+
+from passionsr.config import BICUBIC, FP32, Config
+from passionsr.files import UserError, write_text
+from passionsr.metric_table import METRICS
+
+PUBLISHED = Path("published") / "passionsr_table2.csv"
+
+
+def shared_folder() -> Path:
+    """Published numbers and datasets: $PASSIONSR_SHARED, default ../shared."""
+    return Path(os.environ.get("PASSIONSR_SHARED", "../shared"))
+
+
+def load_scores(config: Config) -> pd.DataFrame:
+    """All scores of a configuration, one row per number; `value` is NaN where not available."""
+    run_ids = [BICUBIC, FP32, *(run.run_id for run in config.runs)]
+    frames = [pd.read_csv(config.results / "runs" / r / "scores.csv") for r in run_ids]
+    return pd.concat(frames, ignore_index=True)
+
+
+def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean over images and seeds: index (scheme, scope, method), one column per metric."""
+    keys = ["scheme", "scope", "method"]
+    table = scores.groupby([*keys, "metric"], sort=False)["value"].mean().unstack("metric")
+    return table.reindex(columns=list(metrics))
+
+
+def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Boolean frame: True where a row is best of its group, by the digits that are printed."""
+    marks = pd.DataFrame(False, index=group.index, columns=list(metrics))
+    for name in metrics:
+        column = group[name].round(METRICS[name].digits)
+        if column.notna().any():
+            best = column.min() if METRICS[name].lower_better else column.max()
+            marks[name] = column == best
+    return marks
+
+
+def build(
+    config: Config, scores: pd.DataFrame, methods: Sequence[str], scope: str, references: Sequence[str]
+) -> pd.DataFrame:
+    """Rows in print order with columns bits, method, metrics and best (names, ';'-separated)."""
+    means = mean_scores(scores, config.metrics)
+    rows = []
+    schemes = list(dict.fromkeys(r.scheme for r in config.runs if r.scope == scope))
+    titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
+    for scheme in ["W32A32", *schemes]:
+        wanted = references if scheme == "W32A32" else methods
+        here = "UV" if scheme == "W32A32" else scope
+        group = pd.DataFrame(
+            {m: means.loc[(scheme, here, m)] for m in wanted if (scheme, here, m) in means.index}
+        ).T
+        if group.empty:
+            continue
+        # References are no competitors: only quantized methods are marked against each other.
+        compete = scheme != "W32A32" and len(group) > 1
+        marks = mark_best(group, config.metrics)
+        for method, row in group.iterrows():
+            best = ";".join(n for n in config.metrics if compete and marks.loc[method, n])
+            rows.append({"bits": scheme, "method": titles[method], **row.to_dict(), "best": best})
+    return pd.DataFrame(rows, columns=["bits", "method", *config.metrics, "best"])
+
+
+def format_rows(table: pd.DataFrame, metrics: Sequence[str], bold: str) -> list[list[str]]:
+    """Strings for printing; `bold` is a format such as "**{}**"; a repeated bit width is left blank."""
+    lines, last = [], None
+    for _, row in table.iterrows():
+        cells = ["" if row.bits == last else row.bits, row.method]
+        last = row.bits
+        for name in metrics:
+            value = row[name]
+            text = "n/a" if pd.isna(value) else f"{value:.{METRICS[name].digits}f}"
+            cells.append(bold.format(text) if name in str(row.best).split(";") else text)
+        lines.append(cells)
+    return lines
+
+
+def headers(metrics: Sequence[str]) -> list[str]:
+    """Column titles with the better direction."""
+    arrow = {True: "↓", False: "↑"}
+    return ["bits", "method", *(f"{METRICS[n].title} {arrow[METRICS[n].lower_better]}" for n in metrics)]
+
+
+def published_rows(metrics: Sequence[str]) -> pd.DataFrame | None:
+    """The paper's Table 2 in our columns (fidelity columns do not exist there); None if not at hand."""
+    path = shared_folder() / PUBLISHED
+    if not path.is_file():
+        return None
+    frame = pd.read_csv(path)
+    common = [m for m in metrics if m in frame.columns]
+    missing = {"dataset", "bits", "method"} - set(frame.columns)
+    if missing or not common:
+        raise UserError(f"{path}: expected columns dataset, bits, method and metrics")
+    groups = []
+    for (_, bits), group in frame.groupby(["dataset", "bits"], sort=False):
+        marks = mark_best(group, common)
+        compete = bits != "W32A32"
+        best = [";".join(n for n in common if compete and marks.loc[i, n]) for i in group.index]
+        groups.append(group.assign(best=best))
+    return pd.concat(groups)[["dataset", "bits", "method", *common, "best"]]
+
+
+def _tex_safe(text: str) -> str:
+    for old, new in (("_", r"\_"), ("%", r"\%"), ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$")):
+        text = text.replace(old, new)
+    return text
+
+
+def write_table(
+    table: pd.DataFrame, metrics: Sequence[str], stem: Path, title: str, published: pd.DataFrame | None = None,
+    published_note: str = "",
+) -> None:  # fmt: skip
+    """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such."""
+    measured = table.assign(source="measured here", dataset="embedded test set")
+    blocks = [measured] if published is None else [measured, published.assign(source="published, another model")]
+    columns = ["source", "dataset", "bits", "method", *metrics, "best"]
+    merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
+    write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
+    markdown = [
+        f"**{title}**", "",
+        tabulate(format_rows(table, metrics, "**{}**"), headers(metrics), "pipe", disable_numparse=True),
+        "", "Mean over images and seeds; bold: best of its bit width; n/a: weights not available here (see the log).",
+    ]  # fmt: skip
+    tex = [
+        r"% needs \usepackage{booktabs}",
+        f"% {title}",
+        tabulate(
+            [[_tex_safe(c) if "textbf" not in c else c for c in row] for row in format_rows(table, metrics, r"\textbf{{{}}}")],
+            [_tex_safe(h) for h in headers(metrics)], "latex_raw", disable_numparse=True,
+        ),
+    ]  # fmt: skip
+    if published_note:
+        markdown += ["", published_note]
+        tex += ["", f"% {published_note}"]
+    if published is not None:
+        common = [m for m in metrics if m in published.columns]
+        for dataset, block in published.groupby("dataset", sort=False):
+            head = headers(common)
+            rows = format_rows(block, common, "**{}**")
+            markdown += ["", f"*{dataset}, published*", "", tabulate(rows, head, "pipe", disable_numparse=True)]
+            tex_rows = format_rows(block, common, r"\textbf{{{}}}")
+            tex += ["", f"% {dataset}, published", tabulate(
+                [[_tex_safe(c) for c in r] for r in tex_rows], [_tex_safe(h) for h in head], "latex_raw", disable_numparse=True,
+            )]  # fmt: skip
+    write_text(stem.with_suffix(".md"), "\n".join(markdown) + "\n")
+    write_text(stem.with_suffix(".tex"), "\n".join(tex) + "\n")
+
+
+def write_tables(config: Config) -> None:
+    """table2, ablation, unet_only (where the grid has scope U) and cost."""
+    from passionsr.files import read_json
+    from passionsr.stages import check_run
+
+    for run in config.runs:
+        check_run(config, run.run_id)
+    scores = load_scores(config)
+    folder = config.results / "tables"
+    used = list(dict.fromkeys(r.method for r in config.runs))
+    main = [m for m in used if not config.entries[m].ablation]
+    published = published_rows(config.metrics)
+    if published is None:
+        note = (
+            f"The published block is left out: {shared_folder() / PUBLISHED} is not there "
+            "(set PASSIONSR_SHARED to the folder that holds published/)."
+        )
+    else:
+        note = (
+            "Published numbers (PassionSR, CVPR 2025, Table 2): another model (SD2.1 / OSEDiff) on other data "
+            "(full-size test sets). Compare the order of the methods, never the values."
+        )
+    write_table(
+        build(config, scores, main, "UV", (BICUBIC, FP32)), config.metrics, folder / "table2",
+        f"Table 2 ({config.name}): UNet + VAE quantized", published, note,
+    )  # fmt: skip
+    write_table(
+        build(config, scores, used, "UV", (FP32,)), config.metrics, folder / "ablation",
+        f"Ablation ({config.name}): UNet + VAE quantized",
+    )  # fmt: skip
+    write_table(
+        build(config, scores, used, "U", (FP32,)), config.metrics, folder / "unet_only",
+        f"UNet only ({config.name})",
+    )  # fmt: skip
+    costs = []
+    for run in config.runs:
+        made = read_json(config.results / "runs" / run.run_id / "run.json")
+        costs.append(
+            {"run": run.run_id, "seconds": made["seconds"], "peak MiB": made["peak_mib"],
+             "MiB above start": made["peak_mib"] - made["peak_mib_before_calibration"]}
+        )  # fmt: skip
+    cost = tabulate(pd.DataFrame(costs), headers="keys", tablefmt="pipe", showindex=False)
+    write_text(
+        folder / "cost.md",
+        f"Calibration cost with {config.threads} thread(s) per run; varies from run to run.\n\n{cost}\n",
+    )

@@ -1,0 +1,50 @@
+rule calibrate:
+    """One quantized model: integer codes and scheme, curves, report."""
+    input:
+        data=[str(pair.lr) for pair in CALIBRATION],
+        model=MODEL_FILES,
+    output:
+        f"{RESULTS}/runs/{{run}}/artifact/model.safetensors",
+        f"{RESULTS}/runs/{{run}}/artifact/scheme.json",
+        f"{RESULTS}/runs/{{run}}/fit.csv",
+        f"{RESULTS}/runs/{{run}}/stages.csv",
+        f"{RESULTS}/runs/{{run}}/layers.csv",
+        f"{RESULTS}/runs/{{run}}/ranges.csv",
+        f"{RESULTS}/runs/{{run}}/run.json",
+    params:
+        code=MODEL_CODE + METHOD_CODE,
+        run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
+    log:
+        f"{RESULTS}/logs/calibrate-{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/calibrate-{{run}}.tsv"
+    threads: CFG.threads
+    # The longest jobs first: they decide when everything is done.
+    priority: 10
+    resources:
+        mem_mb=at_attempt(3000),
+    retries: 1
+    shell:
+        f"{STAGE} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+
+
+rule infer:
+    """The test set through a saved artifact."""
+    input:
+        data=[str(pair.lr) for pair in TEST],
+        artifact=f"{RESULTS}/runs/{{run}}/artifact/model.safetensors",
+        scheme=f"{RESULTS}/runs/{{run}}/artifact/scheme.json",
+    output:
+        images("{run}"),
+    params:
+        code=MODEL_CODE,
+    log:
+        f"{RESULTS}/logs/infer-{{run}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/infer-{{run}}.tsv"
+    threads: CFG.threads
+    resources:
+        mem_mb=at_attempt(3000),
+    retries: 1
+    shell:
+        f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -1,0 +1,74 @@
+# One scoring process per bit width: building the metrics costs more than scoring a run with them.
+SCORE_GROUPS = {"W32A32": [FP32, BICUBIC]}
+for run in CFG.runs:
+    SCORE_GROUPS.setdefault(run.scheme, []).append(run.run_id)
+
+for scheme, members in SCORE_GROUPS.items():
+
+    rule:
+        name:
+            f"score_{scheme}"
+        input:
+            metrics=f"{RESULTS}/metrics.json",
+            data=[str(pair.hr) for pair in TEST],
+            images=[path for member in members for path in images(member)],
+            reference=images(FP32),
+        output:
+            [f"{RESULTS}/runs/{member}/scores.csv" for member in members],
+        params:
+            code=SCORE_CODE,
+            metrics=list(CFG.metrics),
+            runs=" ".join(members),
+        log:
+            f"{RESULTS}/logs/score-{scheme}.log",
+        benchmark:
+            f"{RESULTS}/benchmarks/score-{scheme}.tsv"
+        threads: CFG.threads
+        resources:
+            mem_mb=at_attempt(3000),
+        retries: 1
+        shell:
+            f"{STAGE} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
+
+
+rule tables:
+    input:
+        [f"{RESULTS}/runs/{run}/scores.csv" for run in [FP32, BICUBIC, *RUNS]],
+        [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
+    output:
+        TABLES,
+    params:
+        code=REPORT_CODE,
+        config=CFG.digest,
+        titles=[entry.title for entry in CFG.entries.values()],
+    log:
+        f"{RESULTS}/logs/tables.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/tables.tsv"
+    resources:
+        mem_mb=at_attempt(1000),
+    retries: 1
+    shell:
+        f"{STAGE} tables --config {CONFIG_FILE} > {{log}} 2>&1"
+
+
+rule figures:
+    input:
+        data=[str(p) for pair in TEST for p in (pair.lr, pair.hr)],
+        images=[path for run in [FP32, *RUNS] for path in images(run)],
+        fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
+        ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
+    output:
+        FIGURES,
+    params:
+        code=FIGURE_CODE,
+        config=CFG.digest,
+    log:
+        f"{RESULTS}/logs/figures.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/figures.tsv"
+    resources:
+        mem_mb=at_attempt(1000),
+    retries: 1
+    shell:
+        f"{STAGE} figures --config {CONFIG_FILE} > {{log}} 2>&1"
