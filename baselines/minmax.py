@@ -35,7 +35,9 @@ class MinMax:
 
     minmax_mode: RangeMode = "ema"
 
-    def prepare(self, model: OneStepSR, scheme: Scheme, scope: str) -> tuple[OneStepSR, list[SwapRow]]:
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every Conv2d / Linear of the scope and the UNet's attentions swapped."""
         copy = copy_model(model)
         exceptions = eight_bit_layers(copy, scope)
@@ -48,7 +50,9 @@ class MinMax:
         report += swap_attention(copy, lambda *_: AttentionConfig(act_bits=scheme.act_bits))
         return copy, report
 
-    def calibrate(self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str) -> FitLog:
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
         """One pass per sub-model: encoder, UNet, decoder, each fed by its quantized predecessor."""
         inputs = first_inputs(batches, scope)
         for sub in sub_models(model, scope):

@@ -118,7 +118,9 @@ def load_methods(path: str | Path) -> dict[str, MethodEntry]:
     return entries
 
 
-def expand_runs(blocks: Sequence[dict[str, Any]], entries: dict[str, MethodEntry]) -> tuple[Run, ...]:
+def expand_runs(
+    blocks: Sequence[dict[str, Any]], entries: dict[str, MethodEntry]
+) -> tuple[Run, ...]:
     """The product of every block, without repetition; UserError for unknown methods or bad bits."""
     runs: dict[str, Run] = {}
     for block in blocks:

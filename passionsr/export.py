@@ -92,7 +92,9 @@ def load_quantized(folder: str | Path) -> OneStepSR:
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
-        layer = QuantizedLayer(modules[name], LayerConfig(**{**config, "form": Form(config["form"])}))
+        layer = QuantizedLayer(
+            modules[name], LayerConfig(**{**config, "form": Form(config["form"])})
+        )
         setattr(model.get_submodule(parent), leaf, layer)
     attentions = dict(match_attention(model))
     for name, config in scheme["attention"].items():

@@ -90,7 +90,9 @@ def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
     figure, axes = plt.subplots(
         len(parts), len(phases), figsize=(4.2 * len(phases), 2.8 * len(parts)), squeeze=False
     )
-    colours = dict(zip(data.run.unique(), sns.color_palette("husl", data.run.nunique()), strict=True))
+    colours = dict(
+        zip(data.run.unique(), sns.color_palette("husl", data.run.nunique()), strict=True)
+    )
     for row, part in enumerate(parts):
         for column, phase in enumerate(phases):
             axis = axes[row][column]
@@ -130,7 +132,9 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
             axis.axhline(0, color="0.6", lw=0.6)
             axis.set_title(f"{layer}: {title}", fontsize=8)
             axis.set_xlabel("input channel", fontsize=8)
-    figure.suptitle(f"Activation range per channel before and after LET ({run.run_id})", fontsize=10)
+    figure.suptitle(
+        f"Activation range per channel before and after LET ({run.run_id})", fontsize=10
+    )
     figure.tight_layout()
     return figure
 

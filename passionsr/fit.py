@@ -24,7 +24,7 @@ class FitConfig:
 
 @dataclass
 class FitLog:
-    """One row per step, and per stage the mean loss over all batches before and after."""
+    """One row per step, and per stage the mean loss over a few batches before and after."""
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -38,10 +38,14 @@ class ParamGroup:
     lr_scale: float = 1.0
 
 
+EVALUATED = 4  # batches that the loss before and after a stage is measured on
+
+
 @torch.no_grad()
 def mean_loss(loss_fn: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> float:
-    """Mean over batches, without gradient."""
-    return sum(float(loss_fn(batch)) for batch in batches) / len(batches)
+    """Mean over the first batches, without gradient."""
+    chosen = batches[:EVALUATED]
+    return sum(float(loss_fn(batch)) for batch in chosen) / len(chosen)
 
 
 def fit(

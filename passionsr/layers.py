@@ -286,7 +286,7 @@ class QuantizedAttention(nn.Module):
         attention_mask: Tensor | None = None,
         temb: Tensor | None = None,
     ) -> Tensor:
-        """diffusers' processor call: (N, T, C) -> (N, T, C)."""
+        """Diffusers' processor call: (N, T, C) -> (N, T, C)."""
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
 
         def heads(x: Tensor) -> Tensor:

@@ -27,11 +27,15 @@ from passionsr.surgery import PASSIONSR_8BIT, SwapRow, check_scope, match_layers
 class Method(Protocol):
     """A quantization method: one file, one line in config/methods.yaml."""
 
-    def prepare(self, model: OneStepSR, scheme: Scheme, scope: str) -> tuple[OneStepSR, list[SwapRow]]:
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy of the float model with layers swapped; `model` itself is never changed."""
         ...
 
-    def calibrate(self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str) -> FitLog:
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
         """Set ranges and train, in place, on what `prepare` returned."""
         ...
 
@@ -45,7 +49,9 @@ def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError) as err:
-        raise UserError(f"method {target!r} cannot be imported ({err}); give module:Class") from None
+        raise UserError(
+            f"method {target!r} cannot be imported ({err}); give module:Class"
+        ) from None
     known = {f.name for f in dataclasses.fields(cls)}
     unknown = sorted(set(options or {}) - known)
     if unknown:

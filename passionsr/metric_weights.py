@@ -74,16 +74,20 @@ MANIFEST = "passionsr-manifest.json"
 class _ArrayUnpickler(pickle.Unpickler):
     """Admits numpy arrays inside plain containers; anything else is refused."""
 
-    ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"),
-        ("numpy._core.multiarray", "_reconstruct"),
-        ("numpy", "ndarray"),
-        ("numpy", "dtype"),
-    }
+    ALLOWED = frozenset(
+        {
+            ("numpy.core.multiarray", "_reconstruct"),
+            ("numpy._core.multiarray", "_reconstruct"),
+            ("numpy", "ndarray"),
+            ("numpy", "dtype"),
+        }
+    )
 
     def find_class(self, module: str, name: str) -> object:
         if (module, name) not in self.ALLOWED:
-            raise UserError(f"metric weights: pickle names {module}.{name}; only arrays are allowed")
+            raise UserError(
+                f"metric weights: pickle names {module}.{name}; only arrays are allowed"
+            )
         if name == "_reconstruct":
             return np._core.multiarray._reconstruct
         return getattr(np, name)
@@ -188,7 +192,9 @@ def _member(archive: Path, suffix: str) -> bytes:
 def _flax_convs(tree: dict) -> list[tuple[np.ndarray, np.ndarray | None]]:
     """Conv_i entries in order, kernels from HWIO to OIHW."""
     items = sorted(tree.items(), key=lambda item: int(item[0].rsplit("_", 1)[1]))
-    return [(np.ascontiguousarray(v["kernel"].transpose(3, 2, 0, 1)), v.get("bias")) for _, v in items]
+    return [
+        (np.ascontiguousarray(v["kernel"].transpose(3, 2, 0, 1)), v.get("bias")) for _, v in items
+    ]
 
 
 def _backbone(convs: list, layers: list[int], classifier: dict[str, tuple[int, int]]) -> dict:
@@ -233,9 +239,7 @@ def _convert(folder: Path, hub: Path) -> None:
         VGG16,
     )
     heads = {
-        f"lin{i}.model.1.weight": torch.from_numpy(
-            _flax_convs(alex[f"NetLinLayer_{i}"])[0][0]
-        )
+        f"lin{i}.model.1.weight": torch.from_numpy(_flax_convs(alex[f"NetLinLayer_{i}"])[0][0])
         for i in range(5)
     }
     save(heads, LPIPS)

@@ -14,13 +14,13 @@ import torch
 
 from passionsr.files import UserError
 from passionsr.images import to_tensor
+from passionsr.metric_table import METRICS, Metric, check_metrics
 from passionsr.metric_weights import (
     HUB_FILES,
     ensure_weights,
     unavailable_reason,
     use_private_hub,
 )
-from passionsr.metric_table import METRICS, Metric, check_metrics
 
 log = logging.getLogger(__name__)
 

@@ -11,7 +11,10 @@ TIMESTEP = 999
 
 
 def alpha_bar(
-    timestep: int = TIMESTEP, beta_start: float = 0.00085, beta_end: float = 0.012, steps: int = 1000
+    timestep: int = TIMESTEP,
+    beta_start: float = 0.00085,
+    beta_end: float = 0.012,
+    steps: int = 1000,
 ) -> float:
     """alphas_cumprod[timestep] of Stable Diffusion's scaled-linear schedule, in float64.
 
@@ -31,7 +34,9 @@ class OneStepSR(nn.Module):
         alpha: alphas_cumprod at t = 999.
     """
 
-    def __init__(self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None):
+    def __init__(
+        self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None
+    ):
         super().__init__()
         self.vae = vae
         self.unet = unet

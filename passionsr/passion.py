@@ -66,7 +66,9 @@ class PassionSR:
     lbq_lr: float = 1e-4
     unet_decay: float = 0.2
 
-    def prepare(self, model: OneStepSR, scheme: Scheme, scope: str) -> tuple[OneStepSR, list[SwapRow]]:
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
         copy = copy_model(model)
         exceptions = eight_bit_layers(copy, scope)
@@ -103,10 +105,12 @@ class PassionSR:
         tokens = {n: model.context.shape[1] for n, m in attentions if m.is_cross_attention}
         if self.let_latent_size is None:
             return tokens
+
+        def record(name: str, hidden: torch.Tensor) -> None:
+            tokens.setdefault(name, hidden.shape[1])
+
         handles = [
-            m.register_forward_pre_hook(
-                lambda _, args, name=n: tokens.setdefault(name, args[0].shape[1])
-            )
+            m.register_forward_pre_hook(lambda _, args, name=n: record(name, args[0]))
             for n, m in attentions
         ]
         try:
@@ -118,7 +122,9 @@ class PassionSR:
                 handle.remove()
         return tokens
 
-    def calibrate(self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str) -> FitLog:
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
         """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
         log = FitLog()
         inputs = first_inputs(batches, scope)
@@ -194,6 +200,4 @@ def let_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
 def lbq_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
     """LBQ's parameters: both bounds of every quantizer, the step relative to the mean width."""
     found: list[Quantizer] = [q for module in sub.modules for q in quantizers(module)]
-    return [
-        ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean())) for q in found
-    ]
+    return [ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean())) for q in found]

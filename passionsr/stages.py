@@ -67,8 +67,8 @@ def make_data(config: Config) -> None:
 
 def probe_metrics(config: Config) -> None:
     """Fetch metric weights and record which metrics can be computed here, and why others cannot."""
-    from passionsr.metric_weights import ensure_weights, unavailable_reason
     from passionsr.metric_table import METRICS, check_metrics
+    from passionsr.metric_weights import ensure_weights, unavailable_reason
 
     check_metrics(config.metrics)
     ensure_weights()
@@ -171,7 +171,10 @@ def calibrate(config: Config, run: Run) -> None:
         bits,
     )
     for row in fit_log.stages:
-        log.info("%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s", row)
+        log.info(
+            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s",
+            row,
+        )
     write_json(
         folder / "run.json",
         {
@@ -199,7 +202,17 @@ def infer(config: Config, run: Run) -> None:
     write_images(load_quantized(folder / "artifact"), test_pairs(config), folder / "images")
 
 
-SCORE_COLUMNS = ("run_id", "method", "scheme", "scope", "seed", "dataset", "image", "metric", "value")
+SCORE_COLUMNS = (
+    "run_id",
+    "method",
+    "scheme",
+    "scope",
+    "seed",
+    "dataset",
+    "image",
+    "metric",
+    "value",
+)
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:

@@ -19,7 +19,12 @@ SCOPES: dict[str, tuple[str, ...]] = {"U": ("unet",), "UV": ("vae", "unet")}
 # PassionSR's 8-bit exceptions (methods.md 8.1), by exact diffusers names.
 PASSIONSR_8BIT = {
     "unet": ("unet.time_embedding.linear_1", "unet.conv_out"),
-    "vae": ("vae.quant_conv", "vae.post_quant_conv", "vae.encoder.conv_out", "vae.decoder.conv_out"),
+    "vae": (
+        "vae.quant_conv",
+        "vae.post_quant_conv",
+        "vae.encoder.conv_out",
+        "vae.decoder.conv_out",
+    ),
 }
 
 

@@ -47,7 +47,11 @@ def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def build(
-    config: Config, scores: pd.DataFrame, methods: Sequence[str], scope: str, references: Sequence[str]
+    config: Config,
+    scores: pd.DataFrame,
+    methods: Sequence[str],
+    scope: str,
+    references: Sequence[str],
 ) -> pd.DataFrame:
     """Rows in print order with columns bits, method, metrics and best (names, ';'-separated)."""
     means = mean_scores(scores, config.metrics)
@@ -88,7 +92,11 @@ def format_rows(table: pd.DataFrame, metrics: Sequence[str], bold: str) -> list[
 def headers(metrics: Sequence[str]) -> list[str]:
     """Column titles with the better direction."""
     arrow = {True: "↓", False: "↑"}
-    return ["bits", "method", *(f"{METRICS[n].title} {arrow[METRICS[n].lower_better]}" for n in metrics)]
+    return [
+        "bits",
+        "method",
+        *(f"{METRICS[n].title} {arrow[METRICS[n].lower_better]}" for n in metrics),
+    ]
 
 
 def published_rows(metrics: Sequence[str]) -> pd.DataFrame | None:
@@ -122,7 +130,11 @@ def write_table(
 ) -> None:  # fmt: skip
     """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such."""
     measured = table.assign(source="measured here", dataset="embedded test set")
-    blocks = [measured] if published is None else [measured, published.assign(source="published, another model")]
+    blocks = (
+        [measured]
+        if published is None
+        else [measured, published.assign(source="published, another model")]
+    )
     columns = ["source", "dataset", "bits", "method", *metrics, "best"]
     merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
     write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
@@ -147,7 +159,12 @@ def write_table(
         for dataset, block in published.groupby("dataset", sort=False):
             head = headers(common)
             rows = format_rows(block, common, "**{}**")
-            markdown += ["", f"*{dataset}, published*", "", tabulate(rows, head, "pipe", disable_numparse=True)]
+            markdown += [
+                "",
+                f"*{dataset}, published*",
+                "",
+                tabulate(rows, head, "pipe", disable_numparse=True),
+            ]
             tex_rows = format_rows(block, common, r"\textbf{{{}}}")
             tex += ["", f"% {dataset}, published", tabulate(
                 [[_tex_safe(c) for c in r] for r in tex_rows], [_tex_safe(h) for h in head], "latex_raw", disable_numparse=True,

@@ -8,7 +8,7 @@ from passionsr.model import OneStepSR
 
 
 def tiny_model(seed: int = 0) -> OneStepSR:
-    """About 60 k random weights: two levels, cross-attention, shortcut convs; latent factor 2.
+    """About 100 k random weights: two levels, cross-attention, shortcut convs; latent factor 4.
 
     Random normalisation weights and biases, so that no layer is trivially zero-centred.
     """
@@ -16,9 +16,9 @@ def tiny_model(seed: int = 0) -> OneStepSR:
 
     torch.manual_seed(seed)
     vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        block_out_channels=(8, 16),
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(8, 8, 16),
         layers_per_block=1,
         latent_channels=4,
         norm_num_groups=4,

@@ -136,7 +136,9 @@ def build_pool(photos: Path, target: Path, per_photo: int, seed: int) -> np.ndar
         height, width = photo.shape[:2]
         ys = rng.integers(0, height - POOL_CROP, 2 * per_photo)
         xs = rng.integers(0, width - POOL_CROP, 2 * per_photo)
-        candidates = [photo[y : y + POOL_CROP, x : x + POOL_CROP] for y, x in zip(ys, xs, strict=True)]
+        candidates = [
+            photo[y : y + POOL_CROP, x : x + POOL_CROP] for y, x in zip(ys, xs, strict=True)
+        ]
         texture = [np.abs(np.diff(c.astype(np.float32), axis=0)).mean() for c in candidates]
         keep = np.argsort(texture)[-per_photo:]
         crops += [candidates[i] for i in sorted(keep)]
@@ -167,7 +169,9 @@ def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tens
     return stack(ups), stack(hrs)
 
 
-def batches(pool: np.ndarray, stage: str, start: int, seed: int) -> Iterator[tuple[int, Tensor, Tensor]]:
+def batches(
+    pool: np.ndarray, stage: str, start: int, seed: int
+) -> Iterator[tuple[int, Tensor, Tensor]]:
     """Batches of one stage from step `start` on, made one ahead in a thread."""
     steps = STAGES[stage].steps
     with ThreadPoolExecutor(1) as pool_thread:
@@ -191,10 +195,13 @@ class PerceptualLoss(nn.Module):
         self.lpips = pyiqa.create_metric("lpips", as_loss=True, device="cpu").requires_grad_(False)
 
     def forward(self, image: Tensor, target: Tensor) -> Tensor:
+        """Scalar loss of (N, 3, H, W) images."""
         return self.lpips(image, target)
 
 
-def autoencoder_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
+def autoencoder_loss(
+    model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int
+) -> Tensor:
     """L1 + 0.5 LPIPS + 1e-6 KL (summed per image, as LDM does)."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.vae.encode(hr * 2 - 1).latent_dist
@@ -331,13 +338,19 @@ class Run:
             if new:
                 writer.writerow(["stage", "step", "loss"])
             writer.writerow([name, step, f"{loss:.6f}"])
-        log.info("%s %d/%d loss %.4f (%.2f s/step)", name, step, STAGES[name].steps, loss, seconds / 50)
+        log.info(
+            "%s %d/%d loss %.4f (%.2f s/step)", name, step, STAGES[name].steps, loss, seconds / 50
+        )
 
 
 def main(argv: list[str] | None = None) -> int:
     """Command line: fetch photos, train what is left, save the model."""
-    parser = argparse.ArgumentParser(prog="passionsr.train_mini", description=__doc__.split("\n")[0])
-    parser.add_argument("--work", type=Path, default=Path("train_mini"), help="checkpoints and curves")
+    parser = argparse.ArgumentParser(
+        prog="passionsr.train_mini", description=__doc__.split("\n")[0]
+    )
+    parser.add_argument(
+        "--work", type=Path, default=Path("train_mini"), help="checkpoints and curves"
+    )
     parser.add_argument("--photos", type=Path, help="unpacked packages (default: apt-get download)")
     parser.add_argument("--out", type=Path, default=Path("models/mini"))
     parser.add_argument("--seed", type=int, default=0)

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 ScaleInit = Literal["ratio", "smoothquant"]
 
 
-def init_scale(amax_x: Tensor, amax_w: Tensor, alpha: float = 0.3, mode: ScaleInit = "ratio") -> Tensor:
+def init_scale(
+    amax_x: Tensor, amax_w: Tensor, alpha: float = 0.3, mode: ScaleInit = "ratio"
+) -> Tensor:
     """Initial per-channel scale: (amaxX / amaxW)^alpha, or SmoothQuant's amaxX^a / amaxW^(1-a).
 
     Both maxima are of absolute values and floored at 1e-5 (methods.md 8.2).
@@ -37,7 +39,7 @@ class LearnedScale(nn.Module):
 
     @torch.no_grad()
     def update(self, new: Tensor) -> None:
-        """s <- 0.9 s + 0.1 s_new; the first batch sets s (methods.md 8.2)."""
+        """S <- 0.9 s + 0.1 s_new; the first batch sets s (methods.md 8.2)."""
         value = 0.9 * self.scale + 0.1 * new if self._started else new
         self.log_scale.copy_(value.log())
         self._started = True
@@ -109,7 +111,9 @@ def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]
     return small
 
 
-def shift_response(offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]) -> Tensor:
+def shift_response(
+    offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]
+) -> Tensor:
     """conv(o broadcast to `size`, W) on the smallest map with all border patterns, (1, Cout, h, w)."""
     small = [
         border_sizes(size[i], conv.kernel_size[i], conv.stride[i], conv.padding[i])[0]

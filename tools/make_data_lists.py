@@ -38,6 +38,7 @@ PER_PHOTO, SIZE = 8, 128
 
 
 def write_list(path: Path, header: str, crops: list[Crop]) -> None:
+    """Write one data list with the hashes of its pixels."""
     finished = []
     for crop in crops:
         hr, lr = make_pair(crop, path.parent)
@@ -50,6 +51,7 @@ def write_list(path: Path, header: str, crops: list[Crop]) -> None:
 
 
 def main() -> None:
+    """Choose the crops and write both lists."""
     photos = Path(sys.argv[1]) / "usr/share/backgrounds"
     write_list(
         Path("config/mini_test.tsv"),
@@ -73,7 +75,9 @@ def main() -> None:
         for _, y, x in found[: PER_PHOTO * 4] + found[PER_PHOTO * 4 :: 8]:
             if len(taken) == PER_PHOTO:
                 break
-            if len(taken) < PER_PHOTO and all(max(abs(y - a), abs(x - b)) >= SIZE for a, b in taken):
+            if len(taken) < PER_PHOTO and all(
+                max(abs(y - a), abs(x - b)) >= SIZE for a, b in taken
+            ):
                 taken.append((y, x))
         stem = file.split("_by_")[0].lower()
         for index, (y, x) in enumerate(taken):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from enum import Enum
+from enum import StrEnum
 
 MIN_BITS, MAX_BITS = 2, 16
 
 
-class Form(str, Enum):
+class Form(StrEnum):
     """How bounds (lower, upper) become a grid of 2^b points (methods.md 0, 8.2).
 
     REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away from 0.
@@ -42,7 +42,7 @@ class QuantSpec:
 
     @property
     def levels(self) -> int:
-        """n = 2^bits - 1: codes run from 0 to n."""
+        """N = 2^bits - 1: codes run from 0 to n."""
         return 2**self.bits - 1
 
 

@@ -25,7 +25,9 @@ def run(stage: str, config_path: Path, run_ids: list[str]) -> None:
     from passionsr.config import load_config
 
     config = load_config(config_path)
-    timer = Timer(config.results, stage, run_ids[0] if len(run_ids) == 1 else "-".join(run_ids[:1]) or "all")
+    timer = Timer(
+        config.results, stage, run_ids[0] if len(run_ids) == 1 else "-".join(run_ids[:1]) or "all"
+    )
     os.environ["OMP_NUM_THREADS"] = str(config.threads)
     for module in HEAVY[stage]:
         importlib.import_module(module)
@@ -41,7 +43,9 @@ def run(stage: str, config_path: Path, run_ids: list[str]) -> None:
     elif stage == "figures":
         sys.modules["passionsr.figures"].write_figures(config)
     else:
-        {"data": stages.make_data, "probe": stages.probe_metrics, "reference": stages.reference}[stage](config)
+        {"data": stages.make_data, "probe": stages.probe_metrics, "reference": stages.reference}[
+            stage
+        ](config)
     timer.finish()
 
 

@@ -1,0 +1,184 @@
+"""`passionsr`: the pieces of the benchmark from a shell. Errors are one line, exit status 2."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from passionsr.files import UserError
+
+
+def guarded(action: Callable[[], int | None]) -> int:
+    """Run `action`; UserError becomes one line on stderr and status 2."""
+    try:
+        return action() or 0
+    except UserError as err:
+        print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
+        return 2
+
+
+def _upscale(args: argparse.Namespace) -> None:
+    from passionsr.images import read_uint8, write_uint8
+
+    lr = read_uint8(args.input)  # before the slow imports: a bad path should answer at once
+    from passionsr.export import SCHEME, load_quantized
+    from passionsr.inference import super_resolve
+    from passionsr.loading import load_model
+
+    model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
+    write_uint8(args.output, super_resolve(model, lr))
+    print(args.output)
+
+
+def _quantize(args: argparse.Namespace) -> None:
+    from passionsr.config import load_methods, parse_scheme
+    from passionsr.images import SCALE, read_uint8, upscale
+
+    scheme = parse_scheme(args.scheme)
+    methods = load_methods(args.methods)
+    if args.method not in methods:
+        raise UserError(f"method {args.method!r} is unknown; known: {', '.join(methods)}")
+    files = sorted(args.calibration.glob("*.png"))
+    if not files:
+        raise UserError(
+            f"{args.calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)"
+        )
+    arrays = [read_uint8(f) for f in files]
+    from passionsr.calibration import make_batches
+    from passionsr.export import save_quantized
+    from passionsr.images import to_tensor
+    from passionsr.loading import load_model
+    from passionsr.method import load_method, quantize_model
+
+    entry = methods[args.method]
+    method = load_method(entry.target, entry.options)
+    teacher = load_model(args.model)
+    batches = make_batches(teacher, [to_tensor(upscale(a)) for a in arrays], 4, args.seed)
+    model, _, report = quantize_model(method, teacher, scheme, args.scope, batches)
+    info = {"method": args.method, "scheme": str(scheme), "scope": args.scope, "seed": args.seed}
+    save_quantized(model, args.output, info)
+    for row in report:
+        print(f"{row.name:60s} {row.kind:10s} W{row.weight_bits or '-'}A{row.act_bits}")
+    print(args.output)
+
+
+def _score(args: argparse.Namespace) -> None:
+    from passionsr.data import ImagePair
+    from passionsr.images import read_uint8
+    from passionsr.metric_table import check_metrics
+
+    names = check_metrics(args.metrics.split(","))
+    outputs = sorted(args.sr.glob("*.png"))
+    if not outputs:
+        raise UserError(f"{args.sr}: no PNG images")
+    pairs = [ImagePair(p.stem, p, args.hr / p.name) for p in outputs]
+    missing = [str(p.hr) for p in pairs if not p.hr.is_file()]
+    if missing:
+        raise UserError(
+            f"no HR image for {len(missing)} of {len(pairs)} outputs, first: {missing[0]}"
+        )
+    loaded = [(p.name, read_uint8(p.lr), read_uint8(p.hr)) for p in pairs]
+    for name, sr, hr in loaded:
+        if sr.shape != hr.shape:
+            raise UserError(
+                f"{name}: SR is {sr.shape[1]}x{sr.shape[0]} but HR is {hr.shape[1]}x{hr.shape[0]}; "
+                "they must be of one size"
+            )
+    from passionsr.metrics import MetricSuite
+    from passionsr.stages import write_csv
+
+    suite = MetricSuite(names)
+    rows = []
+    for index, (name, sr, hr) in enumerate(loaded, 1):
+        scores = suite.score(sr, hr)
+        rows += [
+            {"image": name, "metric": m, "value": "" if v is None else repr(v)}
+            for m, v in scores.items()
+        ]
+        logging.info("%d/%d %s", index, len(loaded), name)
+    write_csv(args.output, rows, ("image", "metric", "value"))
+    for metric in names:
+        values = [float(r["value"]) for r in rows if r["metric"] == metric and r["value"]]
+        print(f"{metric}: {sum(values) / len(values):.4f}" if values else f"{metric}: n/a")
+
+
+def _check(args: argparse.Namespace) -> None:
+    from passionsr.config import load_config
+
+    config = load_config(args.config)
+    print(f"{args.config}: {len(config.runs)} runs, results in {config.results}")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from passionsr.bench import report
+
+    print(report(args.results))
+
+
+def _readme(args: argparse.Namespace) -> None:
+    from passionsr.readme import update
+
+    update(args.readme, args.results)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="passionsr", description="PTQ of one-step diffusion SR")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    def add(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=text, description=text)
+        sub.set_defaults(action=action)
+        return sub
+
+    sub = add("upscale", _upscale, "super-resolve one PNG with a float or quantized model")
+    sub.add_argument("input", type=Path)
+    sub.add_argument("output", type=Path)
+    sub.add_argument(
+        "--model", type=Path, default=Path("models/mini"), help="model or artifact folder"
+    )
+
+    sub = add("quantize", _quantize, "quantize a float model on a folder of LR images")
+    sub.add_argument("output", type=Path, help="artifact folder to write")
+    sub.add_argument("--model", type=Path, default=Path("models/mini"))
+    sub.add_argument("--method", required=True)
+    sub.add_argument("--scheme", required=True, help="such as W6A6")
+    sub.add_argument("--scope", choices=["U", "UV"], default="UV")
+    sub.add_argument(
+        "--calibration", type=Path, required=True, help="folder of LR PNGs of one size"
+    )
+    sub.add_argument("--methods", type=Path, default=Path("config/methods.yaml"))
+    sub.add_argument("--seed", type=int, default=0)
+
+    sub = add(
+        "score", _score, "score a folder of outputs against a folder of HR images of the same names"
+    )
+    sub.add_argument("sr", type=Path)
+    sub.add_argument("hr", type=Path)
+    sub.add_argument("output", type=Path, help="CSV to write, one row per number")
+    sub.add_argument("--metrics", default="psnr,ssim,lpips,dists,niqe")
+
+    sub = add("check", _check, "check a configuration")
+    sub.add_argument("config", type=Path)
+
+    sub = add("bench", _bench, "where the last run's time went")
+    sub.add_argument("results", type=Path, nargs="?", default=Path("results/mini"))
+
+    sub = add("readme", _readme, "copy the generated tables and picture into README.md")
+    sub.add_argument("--readme", type=Path, default=Path("README.md"))
+    sub.add_argument("--results", type=Path, default=Path("results/mini"))
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Entry point."""
+    args = build_parser().parse_args(argv)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    return guarded(lambda: args.action(args))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,44 @@
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+SHARED = Path(os.environ.get("PASSIONSR_SHARED", ROOT.parent / "shared"))
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _repository_root():
+    """Lists and models are named relative to the repository."""
+    before = Path.cwd()
+    os.chdir(ROOT)
+    torch.set_num_threads(1)
+    yield
+    os.chdir(before)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder with published numbers, vectors and datasets."""
+    if not (SHARED / "vectors").is_dir():
+        pytest.skip(f"{SHARED} is not there; set PASSIONSR_SHARED")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """The random tiny model; tests must not change it."""
+    from passionsr.tiny import tiny_model
+
+    return tiny_model()
+
+
+@pytest.fixture(scope="session")
+def tiny_batches(tiny):
+    """Four images of 32 px in two batches, with the float teacher's outputs."""
+    from passionsr.calibration import make_batches
+
+    generator = torch.Generator().manual_seed(3)
+    images = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
+    return make_batches(tiny, images, batch_size=2, seed=0)

@@ -1,0 +1,332 @@
+"""Contract of every registered method on the tiny model, and PassionSR's own invariants."""
+
+import copy
+import itertools
+import json
+
+import pytest
+import torch
+
+from passionsr.config import load_methods, parse_scheme
+from passionsr.export import load_quantized, save_quantized
+from passionsr.files import UserError, sha256_file
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.layers import QuantizedAttention, QuantizedLayer, quantized_modules
+from passionsr.method import load_method, quantize_model
+from passionsr.passion import PassionSR
+from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.spec import Scheme
+from passionsr.surgery import match_attention, match_layers, match_patterns
+from passionsr.transforms import LearnedScale
+
+METHODS = load_methods("config/methods.yaml")
+# Steps large enough to move every parameter visibly within the few steps of a test.
+FAST = {"passionsr.passion:PassionSR": {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3}}
+
+
+def build(name):
+    entry = METHODS[name]
+    return load_method(entry.target, {**FAST.get(entry.target, {}), **entry.options})
+
+
+def state(model):
+    return {k: v.clone() for k, v in model.state_dict().items()}
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+@pytest.mark.parametrize(
+    ("name", "scheme", "scope"), list(itertools.product(METHODS, ("W8A8", "W4A4"), ("U", "UV")))
+)
+def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
+    before = state(tiny)
+    model, log, report = quantize_model(build(name), tiny, parse_scheme(scheme), scope, tiny_batches)
+    # The float model is untouched, to the bit.
+    assert same(state(tiny), before)
+    # Everything in scope, and nothing else, was swapped.
+    names = [n for n, _ in match_layers(tiny, scope)]
+    assert [r.name for r in report if r.kind != "attention"] == names
+    assert {r.name for r in report if r.kind == "attention"} == {n for n, _ in match_attention(tiny)}
+    if scope == "U":
+        assert same(state(tiny.vae), state(model.vae))
+    # Codes are integers of the promised width; the 8-bit exceptions are exactly PassionSR's.
+    bits = int(scheme[1])
+    for layer_name, part in model.named_modules():
+        if isinstance(part, QuantizedLayer):
+            assert part.weight_codes.dtype == torch.uint8
+            assert int(part.weight_codes.max()) < 2**part.config.weight_bits
+            exception = layer_name in (
+                "unet.time_embedding.linear_1", "unet.conv_out", "vae.quant_conv",
+                "vae.post_quant_conv", "vae.encoder.conv_out", "vae.decoder.conv_out",
+            )  # fmt: skip
+            assert part.config.weight_bits == part.config.act_bits == (8 if exception else bits)
+    # No gradient left; each stage's loss is finite.
+    assert not any(p.requires_grad for p in model.parameters())
+    assert all(torch.isfinite(torch.tensor(r["loss"])) for r in log.rows)
+    # Save -> load -> first forward equals the forward before saving; the second equals the first.
+    image = torch.rand(2, 3, 48, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = model(image)
+        save_quantized(model, tmp_path, {"name": name})
+        loaded = load_quantized(tmp_path)
+        assert torch.equal(loaded(image), expected)
+        assert torch.equal(loaded(image), expected)
+        # It does quantize: not the float model's output.
+        assert not torch.equal(expected, tiny(image))
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_same_seed_same_bytes(name, tiny, tiny_batches, tmp_path):
+    digests = set()
+    for attempt in ("a", "b"):
+        model, _, _ = quantize_model(build(name), tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
+        save_quantized(model, tmp_path / attempt, {})
+        digests.add(sha256_file(tmp_path / attempt / "model.safetensors"))
+    assert len(digests) == 1
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_activation_levels(name, tiny, tiny_batches):
+    """At most 2^b distinct values leave every activation quantizer (per half where split)."""
+    model, _, _ = quantize_model(build(name), tiny, Scheme.parse("W3A3"), "UV", tiny_batches)
+    counts = {}
+
+    def count(quantizer, _, out):
+        groups = [out]
+        if quantizer.spec.groups > 1:
+            index = quantizer.group_of
+            axis = quantizer.spec.channel_axis
+            groups = [out.index_select(axis, (index == g).nonzero().flatten()) for g in (0, 1)]
+        counts[quantizer] = max(len(g.unique()) for g in groups)
+
+    handles = [m.register_forward_hook(count) for m in model.modules() if isinstance(m, Quantizer)]
+    with torch.no_grad():
+        model(tiny_batches[0].image)
+    for handle in handles:
+        handle.remove()
+    assert len(counts) > 50
+    assert all(n <= 2**q.spec.bits for q, n in counts.items())
+
+
+def test_more_bits_are_closer_to_float(tiny, tiny_batches):
+    image = tiny_batches[0].image
+    errors = []
+    with torch.no_grad():
+        for scheme in ("W4A4", "W6A6", "W8A8"):
+            model, _, _ = quantize_model(build("minmax"), tiny, Scheme.parse(scheme), "UV", tiny_batches)
+            errors.append(float((model(image) - tiny(image)).square().mean()))
+    assert errors[0] > 2 * errors[1] > 4 * errors[2]
+
+
+def test_sixteen_bits_match_float(tiny, tiny_batches):
+    """methods.md 3.6; global ranges, so that nothing is clipped: 1e-3 on images in [0, 1]."""
+    method = load_method("baselines.minmax:MinMax", {"minmax_mode": "global"})
+    model, _, _ = quantize_model(method, tiny, Scheme.parse("W16A16"), "UV", tiny_batches)
+    with torch.no_grad():
+        for batch in tiny_batches:
+            assert (model(batch.image) - tiny(batch.image)).abs().max() < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("target", "options", "message"),
+    [
+        ("baselines.nothing:X", {}, "cannot be imported"),
+        ("baselines.minmax:Nothing", {}, "cannot be imported"),
+        ("baselines.minmax:MinMax", {"speed": 9}, "unknown option speed; known: minmax_mode"),
+    ],
+)
+def test_unknown_method_or_option(target, options, message):
+    with pytest.raises(UserError, match=message):
+        load_method(target, options)
+
+
+def test_pattern_that_matches_nothing():
+    assert match_patterns(["a.b", "a.c"], ["a.*"]) == {"a.b", "a.c"}
+    with pytest.raises(UserError, match=r"'a\.x' matches no layer"):
+        match_patterns(["a.b"], ["a.x"])
+
+
+# -- PassionSR ------------------------------------------------------------------------------------
+
+
+def record_stages(method, tiny, batches, monkeypatch):
+    """Run a calibration and note which parameters each stage changed."""
+    from passionsr import passion
+
+    prepared, _ = method.prepare(tiny, Scheme.parse("W4A4"), "UV")
+    names = {id(p): n for n, p in prepared.named_parameters()}
+    moved = {}
+
+    def spy(groups, loss_fn, pairs, config, log, stage, after_step=None):
+        before = state(prepared)
+        fit(groups, loss_fn, pairs, config, log, stage, after_step)
+        after = state(prepared)
+        moved[stage] = {k for k in before if not torch.equal(before[k], after[k])}
+        allowed = {names[id(p)] for g in groups for p in g.params}
+        assert moved[stage] <= allowed
+
+    monkeypatch.setattr(passion, "fit", spy)
+    log = method.calibrate(prepared, batches, "UV")
+    return moved, log
+
+
+@pytest.mark.parametrize(
+    ("options", "stages"),
+    [
+        ({}, ["encoder.let", "encoder.lbq", "unet.let", "unet.lbq", "decoder.let", "decoder.lbq"]),
+        ({"let": False}, ["encoder.lbq", "unet.lbq", "decoder.lbq"]),
+        ({"lbq": False}, ["encoder.let", "unet.let", "decoder.let"]),
+        ({"dqc": False}, ["encoder.let+lbq", "unet.let+lbq", "decoder.let+lbq"]),
+    ],
+    ids=["full", "no_let", "no_lbq", "no_dqc"],
+)
+def test_stage_isolation(options, stages, tiny, tiny_batches, monkeypatch):
+    """LET stages move only s and o, LBQ stages only bounds, each inside its sub-model (methods.md 8.7)."""
+    method = PassionSR(epochs=1, let_lr=1e-3, lbq_lr=1e-3, **options)
+    moved, log = record_stages(method, tiny, tiny_batches, monkeypatch)
+    assert list(moved) == stages
+    prefix = {
+        "encoder": ("vae.encoder.", "vae.quant_conv."),
+        "unet": ("unet.",),
+        "decoder": ("vae.decoder.", "vae.post_quant_conv."),
+    }
+    for stage, names in moved.items():
+        part, kind = stage.split(".")
+        assert names, stage
+        assert all(n.startswith(prefix[part]) for n in names)
+        endings = {"let": ("log_scale", "offset"), "lbq": ("lower", "upper")}
+        allowed = tuple(e for k, v in endings.items() if k in kind.split("+") for e in v)
+        assert all(n.endswith(allowed) for n in names)
+    # Without DQC one stage of twice the epochs: the ablation compares equal effort.
+    steps = {s["stage"]: s["steps"] for s in log.stages}
+    expected = 2 if method.let and method.lbq and method.dqc else 4
+    assert set(steps.values()) == {expected}
+
+
+def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):
+    """Paper 3.4.1: with LBQ's steps at zero the final bounds are the min / max under the final LET."""
+    method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0)
+    prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "UV")
+    method.calibrate(prepared, tiny_batches, "UV")
+    layers = [m for m in prepared.modules() if isinstance(m, QuantizedLayer)]
+    for layer in layers:
+        weight = layer.transform.weight(layer.weight)
+        lower, upper = layer.weight_quantizer.observe(weight)
+        torch.testing.assert_close(layer.weight_quantizer.lower, lower, rtol=0, atol=0)
+        torch.testing.assert_close(layer.weight_quantizer.upper, upper, rtol=0, atol=0)
+
+
+def test_prepared_passionsr_is_equivalent_without_quantizers(tiny, tiny_batches):
+    """LET of every layer and attention, random s and o: the whole model's output stays (float64, 1e-8)."""
+    from passionsr.layers import as_float
+
+    model = copy.deepcopy(tiny).double()
+    prepared, _ = PassionSR().prepare(model, Scheme.parse("W4A4"), "UV")
+    prepared.double()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for module in prepared.modules():
+            if isinstance(module, LearnedScale):
+                for parameter in module.parameters():
+                    parameter.copy_(torch.randn(parameter.shape, generator=generator).double() * 0.5)
+        image = tiny_batches[0].image.double()
+        with as_float(prepared):
+            torch.testing.assert_close(prepared(image), model(image), rtol=0, atol=1e-8)
+
+
+def test_unet_is_split_and_vae_is_not(tiny):
+    prepared, report = PassionSR().prepare(tiny, Scheme.parse("W6A6"), "UV")
+    assert all(r.split == r.name.startswith("unet.") for r in report if r.kind != "attention")
+    conv_in = prepared.unet.conv_in
+    assert conv_in.config.weight_bits == 6  # conv_in is no exception (methods.md 8.1)
+    assert conv_in.act_quantizer.lower.shape == (2,)
+
+
+def test_self_attention_tokens_follow_the_latent_size(tiny):
+    fixed, _ = PassionSR(let_latent_size=8).prepare(tiny, Scheme.parse("W8A8"), "UV")
+    free, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "UV")
+    for model, expected in ((fixed, 64), (free, None)):
+        parts = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedAttention)}
+        tokens = {n: m.config.let_tokens for n, m in parts.items()}
+        assert all(t == 5 for n, t in tokens.items() if ".attn2." in n)
+        assert all(t == expected for n, t in tokens.items() if ".attn1." in n)
+    with pytest.raises(UserError, match="calibrated for 64"), torch.no_grad():
+        fixed.predict_eps(torch.zeros(1, 4, 16, 16))
+
+
+# -- fit ------------------------------------------------------------------------------------------
+
+
+def test_fit_moves_only_its_parameters_by_adams_step():
+    """With a constant gradient every Adam step is lr long (to its epsilon, 1e-8)."""
+    a, b = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
+    log = FitLog()
+    config = FitConfig(epochs=2, lr=0.5)
+    fit([ParamGroup([a], 0.1)], lambda x: (a * x + b).sum(), [torch.ones(3)] * 2, config, log, "s")
+    torch.testing.assert_close(a.detach(), torch.full((3,), -0.2), rtol=1e-6, atol=0)
+    assert torch.equal(b.detach(), torch.zeros(3))
+    assert not a.requires_grad
+    assert [r["step"] for r in log.rows] == [0, 1, 2, 3]
+    assert log.stages[0]["loss_after"] < log.stages[0]["loss_before"]
+
+
+def test_fit_refuses_a_loss_that_is_not_finite():
+    a = torch.nn.Parameter(torch.zeros(1))
+    with pytest.raises(FloatingPointError, match=r"unet\.let: the loss is nan at step 0"):
+        fit([ParamGroup([a])], lambda x: a.sum() * x, [torch.tensor(float("nan"))],
+            FitConfig(epochs=1, lr=1.0), FitLog(), "unet.let")  # fmt: skip
+    assert not a.requires_grad
+
+
+def test_fit_gradients_do_not_accumulate():
+    """The released loops zero gradients once per epoch; with SGD-like equal gradients Adam would hide it,
+    so the gradients themselves are watched."""
+    a = torch.nn.Parameter(torch.zeros(1))
+    seen = []
+    a.register_post_accumulate_grad_hook(lambda p: seen.append(float(p.grad)))
+    fit([ParamGroup([a])], lambda x: (a * x).sum(), [torch.ones(1)] * 3, FitConfig(epochs=1, lr=1.0), FitLog(), "s")
+    assert seen == [1.0, 1.0, 1.0]
+
+
+# -- export ---------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def saved(tiny, tiny_batches, tmp_path):
+    model, _, _ = quantize_model(build("minmax"), tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
+    save_quantized(model, tmp_path, {"why": "test"})
+    return tmp_path
+
+
+def test_artifact_is_integer_codes_and_smaller(saved, tiny):
+    from safetensors import safe_open
+
+    with safe_open(saved / "model.safetensors", "pt") as file:
+        codes = [k for k in file.keys() if k.endswith("weight_codes")]  # noqa: SIM118
+        assert len(codes) == len(match_layers(tiny, "UV"))
+        assert all(file.get_tensor(k).dtype == torch.uint8 for k in codes)
+        assert not any(k.endswith(".weight") and "norm" not in k for k in file.keys())  # noqa: SIM118
+    assert json.loads((saved / "scheme.json").read_text())["info"] == {"why": "test"}
+
+
+def test_damaged_artifact_is_refused(saved):
+    path = saved / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(UserError, match="sha256 is .* expected"):
+        load_quantized(saved)
+
+
+def test_other_format_is_refused(saved):
+    scheme = json.loads((saved / "scheme.json").read_text())
+    (saved / "scheme.json").write_text(json.dumps({**scheme, "format": 99}))
+    with pytest.raises(UserError, match="format is 99, expected 1"):
+        load_quantized(saved)
+
+
+def test_all_parts_are_reported(tiny):
+    prepared, report = build("minmax").prepare(tiny, Scheme.parse("W8A8"), "UV")
+    assert len(report) == len(quantized_modules(prepared))
