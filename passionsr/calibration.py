@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from passionsr.files import UserError
 from passionsr.model import OneStepSR
 
 
@@ -31,12 +32,12 @@ def make_batches(
 ) -> list[CalibrationBatch]:
     """Shuffle (seeded), batch and run the float teacher once.
 
-    Args: images: (1, 3, H, W) each, one size. Raises ValueError if there are none or sizes differ.
+    Args: images: (1, 3, H, W) each, one size. Raises UserError if there are none or sizes differ.
     """
     if not images:
-        raise ValueError("no calibration images")
+        raise UserError("no calibration images")
     if len({tuple(i.shape) for i in images}) > 1:
-        raise ValueError("calibration images differ in size; crop them to one size")
+        raise UserError("calibration images differ in size; crop them to one size")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     batches = []
     for start in range(0, len(order), batch_size):

@@ -85,7 +85,9 @@ def test_budget_is_under_the_registrys_options():
 
 
 def locked() -> dict[str, str]:
-    found = re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", Path("requirements.lock").read_text(), re.M)
+    found = re.findall(
+        r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", Path("requirements.lock").read_text(), re.M
+    )
     return {name.lower(): version for name, version in found}
 
 

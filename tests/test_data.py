@@ -52,7 +52,9 @@ def test_pixels_are_the_same_in_another_process():
         "print(hashlib.sha256(degrade(hr, rng_for('a', 1)).tobytes()).hexdigest())"
     )
     runs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+        subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout
         for _ in range(2)
     ]
     assert runs[0] == runs[1]

@@ -42,13 +42,17 @@ def same(a, b):
 )
 def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
     before = state(tiny)
-    model, log, report = quantize_model(build(name), tiny, parse_scheme(scheme), scope, tiny_batches)
+    model, log, report = quantize_model(
+        build(name), tiny, parse_scheme(scheme), scope, tiny_batches
+    )
     # The float model is untouched, to the bit.
     assert same(state(tiny), before)
     # Everything in scope, and nothing else, was swapped.
     names = [n for n, _ in match_layers(tiny, scope)]
     assert [r.name for r in report if r.kind != "attention"] == names
-    assert {r.name for r in report if r.kind == "attention"} == {n for n, _ in match_attention(tiny)}
+    assert {r.name for r in report if r.kind == "attention"} == {
+        n for n, _ in match_attention(tiny)
+    }
     if scope == "U":
         assert same(state(tiny.vae), state(model.vae))
     # Codes are integers of the promised width; the 8-bit exceptions are exactly PassionSR's.
@@ -115,7 +119,9 @@ def test_more_bits_are_closer_to_float(tiny, tiny_batches):
     errors = []
     with torch.no_grad():
         for scheme in ("W4A4", "W6A6", "W8A8"):
-            model, _, _ = quantize_model(build("minmax"), tiny, Scheme.parse(scheme), "UV", tiny_batches)
+            model, _, _ = quantize_model(
+                build("minmax"), tiny, Scheme.parse(scheme), "UV", tiny_batches
+            )
             errors.append(float((model(image) - tiny(image)).square().mean()))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
@@ -230,7 +236,9 @@ def test_prepared_passionsr_is_equivalent_without_quantizers(tiny, tiny_batches)
         for module in prepared.modules():
             if isinstance(module, LearnedScale):
                 for parameter in module.parameters():
-                    parameter.copy_(torch.randn(parameter.shape, generator=generator).double() * 0.5)
+                    parameter.copy_(
+                        torch.randn(parameter.shape, generator=generator).double() * 0.5
+                    )
         image = tiny_batches[0].image.double()
         with as_float(prepared):
             torch.testing.assert_close(prepared(image), model(image), rtol=0, atol=1e-8)
@@ -286,7 +294,14 @@ def test_fit_gradients_do_not_accumulate():
     a = torch.nn.Parameter(torch.zeros(1))
     seen = []
     a.register_post_accumulate_grad_hook(lambda p: seen.append(float(p.grad)))
-    fit([ParamGroup([a])], lambda x: (a * x).sum(), [torch.ones(1)] * 3, FitConfig(epochs=1, lr=1.0), FitLog(), "s")
+    fit(
+        [ParamGroup([a])],
+        lambda x: (a * x).sum(),
+        [torch.ones(1)] * 3,
+        FitConfig(epochs=1, lr=1.0),
+        FitLog(),
+        "s",
+    )
     assert seen == [1.0, 1.0, 1.0]
 
 

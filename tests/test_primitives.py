@@ -70,7 +70,9 @@ def test_malformed_scheme_is_refused(text):
         Scheme.parse(text)
 
 
-VECTORS = [f"lbq_{kind}_b{bits}" for kind in ("act", "weight_conv", "weight_linear") for bits in (8, 6, 4)]
+VECTORS = [
+    f"lbq_{kind}_b{bits}" for kind in ("act", "weight_conv", "weight_linear") for bits in (8, 6, 4)
+]
 
 
 @pytest.mark.parametrize("name", VECTORS)
@@ -87,7 +89,12 @@ def test_lbq_vectors(shared, name, form):
     assert np.array_equal(codes.numpy(), case[prefix + "codes"])
     out = fake_quantize(x, lower, upper, n, form)
     out.backward(torch.tensor(case["G"]))
-    for ours, key in ((out.detach(), "y"), (x.grad, "gx"), (upper.grad, "gmax"), (lower.grad, "gmin")):
+    for ours, key in (
+        (out.detach(), "y"),
+        (x.grad, "gx"),
+        (upper.grad, "gmax"),
+        (lower.grad, "gmin"),
+    ):
         np.testing.assert_allclose(ours.numpy(), case[prefix + key], rtol=0, atol=1e-10)
 
 

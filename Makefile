@@ -1,0 +1,49 @@
+# make all: environment + benchmark.  make test: environment + tests.  See README.md.
+VENV ?= .venv
+CORES ?= $(shell nproc)
+PYTHON ?= python3
+BIN := $(abspath $(VENV))/bin
+# Without bytecode every process compiles torch again (seconds each).
+unexport PYTHONDONTWRITEBYTECODE
+export PATH := $(BIN):$(PATH)
+
+.PHONY: all test lint bench readme lock clean
+
+all: $(VENV)/.ready
+	snakemake --cores $(CORES) all
+	@echo
+	@echo "tables:  results/mini/tables/   (table2.md first)"
+	@echo "figures: results/mini/figures/"
+	@echo "runs:    results/mini/runs/     (scores.csv, fit.csv, run.json, images/ of each run)"
+
+test: lint
+	python -m pytest
+	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
+
+lint: $(VENV)/.ready
+	ruff check .
+	ruff format --check .
+	lint-imports
+	snakefmt --check Snakefile workflow/rules
+	codespell
+
+bench: $(VENV)/.ready
+	passionsr bench results/mini
+
+readme: $(VENV)/.ready
+	passionsr readme
+
+lock:
+	uv pip compile pyproject.toml --extra dev --universal --generate-hashes \
+	  --no-emit-index-url --no-emit-find-links --no-header --upgrade -o requirements.lock
+	python tools/make_environment.py
+
+$(VENV)/.ready: requirements.lock pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet uv
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --compile-bytecode requirements.lock
+	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch $@
+
+clean:
+	rm -rf $(VENV) results/mini results/test .snakemake .cache

@@ -1,0 +1,196 @@
+"""Bad input through the command line: one clear line, exit status 2, nothing half-written."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from passionsr.cli import guarded, main
+from passionsr.files import UserError, atomic_path, sha256_file, write_json
+
+LR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
+
+
+def save(path, array=LR, **options):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(array).save(path, **options)
+    return path
+
+
+@pytest.fixture
+def place(tmp_path, tiny):
+    """A model, an LR image, a calibration folder and an SR / HR pair, all good."""
+    from passionsr.loading import save_model
+
+    save_model(tiny, tmp_path / "model")
+    save(tmp_path / "lr.png")
+    for index in range(2):
+        save(tmp_path / "cal" / f"{index}.png", np.roll(LR, index, 0))
+    save(tmp_path / "sr" / "a.png", LR)
+    save(tmp_path / "hr" / "a.png", LR)
+    return tmp_path
+
+
+def upscale(p, source="lr.png"):
+    return ["upscale", str(p / source), str(p / "out" / "x.png"), "--model", str(p / "model")]
+
+
+def quantize(p, method="minmax", scheme="W8A8", cal="cal"):
+    return ["quantize", str(p / "out"), "--model", str(p / "model"), "--method", method,
+            "--scheme", scheme, "--calibration", str(p / cal)]  # fmt: skip
+
+
+def score(p, metrics="psnr"):
+    return ["score", str(p / "sr"), str(p / "hr"), str(p / "out" / "s.csv"), "--metrics", metrics]
+
+
+def truncated(p):
+    path = save(
+        p / "bad.png", np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    )
+    path.write_bytes(path.read_bytes()[:3000])
+
+
+def with_nan(p):
+    from safetensors.torch import load_file, save_file
+
+    path = p / "model" / "vae" / "diffusion_pytorch_model.safetensors"
+    state = load_file(path)
+    state["quant_conv.bias"][0] = math.nan
+    save_file(state, path)
+    manifest = json.loads((p / "model" / "manifest.json").read_text())
+    manifest["vae/diffusion_pytorch_model.safetensors"] = sha256_file(path)
+    (p / "model" / "manifest.json").write_text(json.dumps(manifest))
+
+
+def wrong_hash(p):
+    path = p / "model" / "context.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"\x7f")
+
+
+NOTHING = lambda p: None  # noqa: E731
+CASES = {
+    "unknown method": (
+        NOTHING,
+        lambda p: quantize(p, method="gptq"),
+        "method 'gptq' is unknown; known: minmax",
+    ),
+    "0 bits": (
+        NOTHING,
+        lambda p: quantize(p, scheme="W0A8"),
+        "bit width 0 is not supported: give 2 to 16",
+    ),
+    "33 bits": (NOTHING, lambda p: quantize(p, scheme="W8A33"), "bit width 33 is not supported"),
+    "no scheme": (
+        NOTHING,
+        lambda p: quantize(p, scheme="int8"),
+        "is not of the form W<bits>A<bits>",
+    ),
+    "missing image": (NOTHING, lambda p: upscale(p, "none.png"), "none.png: image not found"),
+    "no calibration images": (
+        NOTHING,
+        lambda p: quantize(p, cal="none"),
+        "no PNG images for calibration",
+    ),
+    "size mismatch": (
+        lambda p: save(p / "hr" / "a.png", np.zeros((12, 8, 3), np.uint8)),
+        score,
+        "a: SR is 8x8 but HR is 8x12; they must be of one size",
+    ),
+    "missing HR": (
+        lambda p: (p / "hr" / "a.png").unlink(),
+        score,
+        "no HR image for 1 of 1 outputs",
+    ),
+    "unknown metric": (NOTHING, lambda p: score(p, "fid"), "unknown metric fid; known: psnr"),
+    "grey": (
+        lambda p: save(p / "bad.png", LR[..., 0]),
+        lambda p: upscale(p, "bad.png"),
+        "mode is L, expected 8-bit RGB",
+    ),
+    "alpha": (
+        lambda p: save(p / "bad.png", np.dstack([LR, LR[..., :1]])),
+        lambda p: upscale(p, "bad.png"),
+        "mode is RGBA, expected 8-bit RGB without alpha",
+    ),
+    "16 bit": (
+        lambda p: save(p / "bad.png", LR[..., 0].astype(np.uint16) * 257),
+        lambda p: upscale(p, "bad.png"),
+        "mode is I;16, expected 8-bit RGB",
+    ),
+    "truncated": (
+        truncated,
+        lambda p: upscale(p, "bad.png"),
+        "cannot be read as an image, perhaps truncated",
+    ),
+    "not an image": (
+        lambda p: (p / "bad.png").write_text("x"),
+        lambda p: upscale(p, "bad.png"),
+        "cannot be read as an image",
+    ),
+    "NaN in weights": (with_nan, upscale, "vae.quant_conv.bias holds NaN or infinite values"),
+    "wrong hash": (wrong_hash, upscale, "context.safetensors: sha256 is"),
+    "no model": (lambda p: (p / "model" / "manifest.json").unlink(), upscale, "no model here"),
+    "mixed calibration sizes": (
+        lambda p: save(p / "cal" / "2.png", LR[:4]),
+        quantize,
+        "calibration images differ in size",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES, ids=[k.replace(" ", "-") for k in CASES])
+def test_bad_input(case, place, capsys):
+    prepare, command, message = CASES[case]
+    prepare(place)
+    before = {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file()}
+    assert main(command(place)) == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1
+    assert message in errors[0]
+    assert {p: p.stat().st_mtime_ns for p in place.rglob("*") if p.is_file()} == before
+
+
+def test_good_input_works(place, capsys):
+    """The same commands on good input, so that the cases above fail for their stated reason."""
+    assert main(quantize(place)) == 0
+    assert (
+        main(
+            ["upscale", str(place / "lr.png"), str(place / "y.png"), "--model", str(place / "out")]
+        )
+        == 0
+    )
+    assert Image.open(place / "y.png").size == (32, 32)
+    assert main(upscale(place)) == 0
+    assert main(score(place)) == 0
+    assert "psnr: 80.0000" in capsys.readouterr().out  # equal images: 10 log10(1 / 1e-8)
+    assert (place / "out" / "s.csv").read_text().startswith("image,metric,value\n")
+
+
+def test_bugs_are_not_dressed_as_user_errors():
+    def broken():
+        raise KeyError("bug")
+
+    with pytest.raises(KeyError):
+        guarded(broken)
+
+
+def test_atomic_write_leaves_nothing_behind(tmp_path):
+    target = tmp_path / "a.json"
+    write_json(target, {"old": 1})
+    with pytest.raises(RuntimeError, match="killed"), atomic_path(target) as tmp:
+        tmp.write_text("half")
+        raise RuntimeError("killed")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert json.loads(target.read_text()) == {"old": 1}
+
+
+def test_user_error_is_one_line(capsys):
+    def failing():
+        raise UserError("first\n  second")
+
+    assert guarded(failing) == 2
+    assert capsys.readouterr().err == "error: first second\n"

@@ -1,0 +1,116 @@
+"""Tables: means by hand, marks, n/a, and the published block."""
+
+import pandas as pd
+import pytest
+
+from passionsr import tables
+from passionsr.config import load_config
+from passionsr.files import UserError
+from passionsr.readme import fill
+
+
+@pytest.fixture
+def config():
+    return load_config("config/test.yaml")
+
+
+def scores(values):
+    """values: {(method, scheme): {metric: [per image]}} -> rows as the score stage writes them."""
+    return pd.DataFrame(
+        [
+            {
+                "method": m,
+                "scheme": s,
+                "scope": "UV",
+                "seed": 0,
+                "image": i,
+                "metric": k,
+                "value": v,
+            }
+            for (m, s), metrics in values.items()
+            for k, series in metrics.items()
+            for i, v in enumerate(series)
+        ]
+    )
+
+
+def example():
+    base = {"ssim": [0.5, 0.5], "lpips": [0.3, 0.3], "musiq": [None, None], "psnr_fp": [30.0, 30.0]}
+    return scores(
+        {
+            ("fp32", "W32A32"): {**base, "psnr": [30.0, 20.0]},
+            ("bicubic", "W32A32"): {**base, "psnr": [10.0, 20.0]},
+            ("minmax", "W8A8"): {**base, "psnr": [20.0, 22.0], "lpips": [0.4, 0.2]},
+            ("passionsr", "W8A8"): {**base, "psnr": [24.0, 21.0], "lpips": [0.5, 0.4]},
+            ("minmax", "W4A4"): {**base, "psnr": [10.0, 12.0]},
+            ("passionsr", "W4A4"): {**base, "psnr": [10.001, 12.001]},
+        }
+    )
+
+
+def test_rows_order_means_and_marks(config):
+    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("bicubic", "fp32"))
+    assert list(table.bits) == ["W32A32"] * 2 + ["W8A8"] * 2 + ["W4A4"] * 2
+    assert list(table.method) == ["Bicubic", "FP32"] + ["MinMax", "PassionSR"] * 2
+    assert list(table.psnr)[:4] == [15.0, 25.0, 21.0, 22.5]
+    best = dict(zip(zip(table.bits, table.method, strict=True), table.best, strict=True))
+    assert best["W32A32", "FP32"] == ""  # references are no competitors
+    assert best["W8A8", "PassionSR"].split(";") == ["psnr", "ssim", "psnr_fp"]
+    assert best["W8A8", "MinMax"].split(";") == ["ssim", "lpips", "psnr_fp"]  # ties are both marked
+    # 11.000 and 11.001 print alike, so neither is better.
+    assert "psnr" in best["W4A4", "MinMax"]
+    assert "psnr" in best["W4A4", "PassionSR"]
+
+
+def test_printed_cells(config):
+    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    rows = tables.format_rows(table, config.metrics, "**{}**")
+    assert rows[0][:3] == ["W32A32", "FP32", "25.00"]
+    assert rows[1][:3] == ["W8A8", "MinMax", "21.00"]
+    assert rows[2][:3] == ["", "PassionSR", "**22.50**"]
+    assert rows[1][config.metrics.index("musiq") + 2] == "n/a"
+
+
+def test_published_block(config, tmp_path, monkeypatch):
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "passionsr_table2.csv").write_text(
+        "dataset,bits,method,psnr,ssim,lpips,musiq\n"
+        "RealSR,W32A32,OSEDiff,25,0.7,0.3,67\nRealSR,W8A8,A,20,0.5,0.4,50\nRealSR,W8A8,B,21,0.4,0.4,40\n"
+    )
+    monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
+    block = tables.published_rows(config.metrics)
+    assert list(block.best) == ["", "ssim;lpips;musiq", "psnr;lpips"]
+    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    tables.write_table(table, config.metrics, tmp_path / "t", "T", block, "another model")
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("PassionSR") < text.index("another model") < text.index("OSEDiff")
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert set(frame.source) == {"measured here", "published, another model"}
+    tex = (tmp_path / "t.tex").read_text()
+    assert r"\textbf{22.50}" in tex
+    assert r"PSNR-Y $\uparrow$" in tex
+
+
+def test_published_block_absent_or_malformed(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
+    assert tables.published_rows(config.metrics) is None
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "passionsr_table2.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="expected columns dataset, bits, method"):
+        tables.published_rows(config.metrics)
+
+
+def test_published_table_is_complete(shared, config, monkeypatch):
+    monkeypatch.setenv("PASSIONSR_SHARED", str(shared))
+    block = tables.published_rows(load_config("config/mini.yaml").metrics)
+    assert len(block) == 36
+    row = block[(block.dataset == "RealSR") & (block.bits == "W8A8") & (block.method == "LSQ")]
+    assert float(row.psnr.iloc[0]) == 15.39  # methods.md 4.5
+
+
+def test_readme_blocks():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert fill(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
+    with pytest.raises(UserError, match="no markers <!-- y -->"):
+        fill(text, "y", "")
