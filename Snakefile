@@ -23,4 +23,6 @@ rule all:
 
 
 onsuccess:
-    print(f"tables:  {RESULTS}/tables/\nfigures: {RESULTS}/figures/\nruns:    {RESULTS}/runs/")
+    print(
+        f"tables:  {RESULTS}/tables/\nfigures: {RESULTS}/figures/\nruns:    {RESULTS}/runs/"
+    )

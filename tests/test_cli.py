@@ -181,9 +181,14 @@ def test_bugs_are_not_dressed_as_user_errors():
 def test_atomic_write_leaves_nothing_behind(tmp_path):
     target = tmp_path / "a.json"
     write_json(target, {"old": 1})
-    with pytest.raises(RuntimeError, match="killed"), atomic_path(target) as tmp:
-        tmp.write_text("half")
-        raise RuntimeError("killed")
+
+    def write_half():
+        with atomic_path(target) as tmp:
+            tmp.write_text("half")
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError, match="killed"):
+        write_half()
     assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
     assert json.loads(target.read_text()) == {"old": 1}
 

@@ -131,7 +131,7 @@ def test_frozen_border_map_refuses_smaller_feature_maps():
 
 def test_bias_is_quantized_with_the_interior_shift():
     """Paper Eq. 5: Q(b + W o), per tensor at weight bits: at most 2^b distinct biases."""
-    _, quantized, x = make("conv3x3", let=True, quantize_bias=True, weight_bits=2)
+    _, quantized, _x = make("conv3x3", let=True, quantize_bias=True, weight_bits=2)
     quantized.init_weights()
     bias, _ = quantized._bias_and_border((9, 12))
     assert len(quantized.bias_quantizer(bias).unique()) <= 4
@@ -195,7 +195,7 @@ def test_attention_let_is_equivalent(cross):
 
 def test_attention_probabilities_come_from_quantized_q_and_k():
     """methods.md 13.5: with 2-bit q and k, P differs from the float softmax."""
-    plain, quantized, processor, x, context = attention_pair()
+    _plain, quantized, processor, x, context = attention_pair()
     with observing(quantized):
         quantized(x, context)
     seen = {}

@@ -331,7 +331,7 @@ def test_damaged_artifact_is_refused(saved):
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
-    with pytest.raises(UserError, match="sha256 is .* expected"):
+    with pytest.raises(UserError, match="sha256 is"):
         load_quantized(saved)
 
 

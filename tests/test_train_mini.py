@@ -33,18 +33,18 @@ def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
     resumed = Run(tmp_path / "b", 0, 1)
     assert (resumed.stage, resumed.step) == ("latent", 0)
 
-    class Killed(Exception):
+    class KilledError(Exception):
         pass
 
     def killed(model, up, hr, lpips, step):
         if step == 1:
-            raise Killed
+            raise KilledError
         return original(model, up, hr, lpips, step)
 
     original = train_mini.LOSSES["latent"]
     train_mini.LOSSES["latent"] = killed
     try:
-        with pytest.raises(Killed):
+        with pytest.raises(KilledError):
             resumed.train(pool, no_lpips)
     finally:
         train_mini.LOSSES["latent"] = original

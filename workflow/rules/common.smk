@@ -17,14 +17,22 @@ try:
     TEST = lib.test_pairs(CFG)
     CALIBRATION = lib.calibration_pairs(CFG)
     if CFG.model != "tiny" and not (Path(CFG.model) / "manifest.json").exists():
-        raise UserError(f"{CONFIG_FILE}: model {CFG.model} is not there (no manifest.json in it)")
+        raise UserError(
+            f"{CONFIG_FILE}: model {CFG.model} is not there (no manifest.json in it)"
+        )
 except UserError as err:
     sys.exit(f"error: {err}")
 
 RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
-MODEL_FILES = [] if CFG.model == "tiny" else sorted(
-    str(p) for p in Path(CFG.model).rglob("*") if p.suffix in {".json", ".safetensors"}
+MODEL_FILES = (
+    []
+    if CFG.model == "tiny"
+    else sorted(
+        str(p)
+        for p in Path(CFG.model).rglob("*")
+        if p.suffix in {".json", ".safetensors"}
+    )
 )
 # glibc maps and unmaps every large tensor by default; page faults were a quarter of a calibration step.
 MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"

@@ -5,15 +5,15 @@ rule data:
         str(CFG.calibration),
     output:
         sorted({str(p) for pair in TEST + CALIBRATION for p in (pair.hr, pair.lr)}),
-    params:
-        code=DATA_CODE,
     log:
         f"{RESULTS}/logs/data.log",
     benchmark:
         f"{RESULTS}/benchmarks/data.tsv"
+    retries: 1
     resources:
         mem_mb=at_attempt(1000),
-    retries: 1
+    params:
+        code=DATA_CODE,
     shell:
         f"{STAGE} data --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -22,16 +22,16 @@ rule metric_weights:
     """Metric weights into the private hub folder; which metrics this machine can compute."""
     output:
         f"{RESULTS}/metrics.json",
-    params:
-        code=SCORE_CODE,
-        metrics=list(CFG.metrics),
     log:
         f"{RESULTS}/logs/metric_weights.log",
     benchmark:
         f"{RESULTS}/benchmarks/metric_weights.tsv"
+    retries: 2
     resources:
         mem_mb=at_attempt(2000),
-    retries: 2
+    params:
+        code=SCORE_CODE,
+        metrics=list(CFG.metrics),
     shell:
         f"{STAGE} probe --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -43,16 +43,16 @@ rule reference:
         model=MODEL_FILES,
     output:
         images(FP32) + images(BICUBIC),
-    params:
-        code=MODEL_CODE,
-        threads=CFG.threads,
     log:
         f"{RESULTS}/logs/reference.log",
     benchmark:
         f"{RESULTS}/benchmarks/reference.tsv"
+    retries: 1
     threads: CFG.threads
     resources:
         mem_mb=at_attempt(4000),
-    retries: 1
+    params:
+        code=MODEL_CODE,
+        threads=CFG.threads,
     shell:
         f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"

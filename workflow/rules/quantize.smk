@@ -11,19 +11,19 @@ rule calibrate:
         f"{RESULTS}/runs/{{run}}/layers.csv",
         f"{RESULTS}/runs/{{run}}/ranges.csv",
         f"{RESULTS}/runs/{{run}}/run.json",
-    params:
-        code=MODEL_CODE + METHOD_CODE,
-        run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
     log:
         f"{RESULTS}/logs/calibrate-{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/calibrate-{{run}}.tsv"
-    threads: CFG.threads
     # The longest jobs first: they decide when everything is done.
     priority: 10
+    retries: 1
+    threads: CFG.threads
     resources:
         mem_mb=at_attempt(3000),
-    retries: 1
+    params:
+        code=MODEL_CODE + METHOD_CODE,
+        run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
     shell:
         f"{STAGE} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
 
@@ -36,15 +36,15 @@ rule infer:
         scheme=f"{RESULTS}/runs/{{run}}/artifact/scheme.json",
     output:
         images("{run}"),
-    params:
-        code=MODEL_CODE,
     log:
         f"{RESULTS}/logs/infer-{{run}}.log",
     benchmark:
         f"{RESULTS}/benchmarks/infer-{{run}}.tsv"
+    retries: 1
     threads: CFG.threads
     resources:
         mem_mb=at_attempt(3000),
-    retries: 1
+    params:
+        code=MODEL_CODE,
     shell:
         f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -15,18 +15,18 @@ for scheme, members in SCORE_GROUPS.items():
             reference=images(FP32),
         output:
             [f"{RESULTS}/runs/{member}/scores.csv" for member in members],
-        params:
-            code=SCORE_CODE,
-            metrics=list(CFG.metrics),
-            runs=" ".join(members),
         log:
             f"{RESULTS}/logs/score-{scheme}.log",
         benchmark:
             f"{RESULTS}/benchmarks/score-{scheme}.tsv"
+        retries: 1
         threads: CFG.threads
         resources:
             mem_mb=at_attempt(3000),
-        retries: 1
+        params:
+            code=SCORE_CODE,
+            metrics=list(CFG.metrics),
+            runs=" ".join(members),
         shell:
             f"{STAGE} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
 
@@ -37,17 +37,17 @@ rule tables:
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,
-    params:
-        code=REPORT_CODE,
-        config=CFG.digest,
-        titles=[entry.title for entry in CFG.entries.values()],
     log:
         f"{RESULTS}/logs/tables.log",
     benchmark:
         f"{RESULTS}/benchmarks/tables.tsv"
+    retries: 1
     resources:
         mem_mb=at_attempt(1000),
-    retries: 1
+    params:
+        code=REPORT_CODE,
+        config=CFG.digest,
+        titles=[entry.title for entry in CFG.entries.values()],
     shell:
         f"{STAGE} tables --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -60,15 +60,15 @@ rule figures:
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
     output:
         FIGURES,
-    params:
-        code=FIGURE_CODE,
-        config=CFG.digest,
     log:
         f"{RESULTS}/logs/figures.log",
     benchmark:
         f"{RESULTS}/benchmarks/figures.tsv"
+    retries: 1
     resources:
         mem_mb=at_attempt(1000),
-    retries: 1
+    params:
+        code=FIGURE_CODE,
+        config=CFG.digest,
     shell:
         f"{STAGE} figures --config {CONFIG_FILE} > {{log}} 2>&1"
