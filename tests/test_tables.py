@@ -111,6 +111,6 @@ def test_published_table_is_complete(shared, config, monkeypatch):
 
 def test_readme_blocks():
     text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
-    assert fill(text, "x", "new\n") == "a\n<!-- x -->\nnew\n<!-- /x -->\nb\n"
+    assert fill(text, "x", "new\n") == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
     with pytest.raises(UserError, match="no markers <!-- y -->"):
         fill(text, "y", "")

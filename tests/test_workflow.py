@@ -26,11 +26,9 @@ def snakemake(folder, *arguments, cores=2):
     )  # fmt: skip
 
 
-def test_config(*arguments):
+def small(*arguments):
+    """Arguments of the tests' benchmark."""
     return ["all", "--config", "file=config/test.yaml", *arguments]
-
-
-test_config.__test__ = False
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +43,7 @@ def finished(tmp_path_factory):
             )
         else:
             shutil.copy2(source, folder / name)
-    result = snakemake(folder, *test_config())
+    result = snakemake(folder, *small())
     assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
     assert "results/test/tables/" in result.stdout + result.stderr
     return folder
@@ -61,12 +59,11 @@ def tree(folder):
 
 
 def planned(result):
-    """Job counts of a dry run by rule."""
+    """Job counts of a dry run by rule, from Snakemake's own table."""
     assert result.returncode == 0, result.stderr
-    lines = (result.stdout + result.stderr).splitlines()
-    return {
-        a[0]: int(a[1]) for a in (line.split() for line in lines) if len(a) == 2 and a[1].isdigit()
-    }
+    table = (result.stdout + result.stderr).split("Job stats:")[1].split("total")[0]
+    pairs = [line.split() for line in table.splitlines()]
+    return {p[0]: int(p[1]) for p in pairs if len(p) == 2 and p[1].isdigit()}
 
 
 def test_products(finished):
@@ -105,7 +102,7 @@ def test_one_row_per_number(finished):
 
 
 def test_second_run_has_nothing_to_do(finished):
-    result = snakemake(finished, *test_config())
+    result = snakemake(finished, *small())
     assert result.returncode == 0
     assert "Nothing to be done" in result.stdout + result.stderr
 
@@ -115,7 +112,7 @@ def test_a_new_bit_width_runs_only_what_it_needs(finished):
     before = path.read_text()
     path.write_text(before.replace("schemes: [W8A8, W4A4]", "schemes: [W8A8, W4A4, W6A6]"))
     try:
-        jobs = planned(snakemake(finished, *test_config("-n", "--quiet", "progress")))
+        jobs = planned(snakemake(finished, *small("-n")))
     finally:
         path.write_text(before)
     assert jobs == {
@@ -125,7 +122,6 @@ def test_a_new_bit_width_runs_only_what_it_needs(finished):
         "score_W6A6": 1,
         "tables": 1,
         "figures": 1,
-        "total": 8,
     }
 
 
@@ -134,10 +130,10 @@ def test_changed_code_runs_again(finished):
     before = path.read_text()
     path.write_text(before + "\n# changed\n")
     try:
-        jobs = planned(snakemake(finished, *test_config("-n", "--quiet", "progress")))
+        jobs = planned(snakemake(finished, *small("-n")))
     finally:
         path.write_text(before)
-    assert jobs == {"all": 1, "tables": 1, "total": 2}
+    assert jobs == {"all": 1, "tables": 1}
 
 
 def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
@@ -145,7 +141,7 @@ def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     before = tree(finished)
     for name in ("runs/passionsr-W4A4-UV-s0", "tables", "figures"):
         shutil.rmtree(finished / "results" / "test" / name)
-    result = snakemake(finished, *test_config(), cores=1)
+    result = snakemake(finished, *small(), cores=1)
     assert result.returncode == 0, result.stderr[-3000:]
     after = tree(finished)
     assert before.keys() == after.keys()
@@ -172,7 +168,7 @@ def test_bad_configuration_stops_before_any_job(finished, old, new, message):
     assert old in before
     path.write_text(before.replace(old, new))
     try:
-        result = snakemake(finished, *test_config("-n"))
+        result = snakemake(finished, *small("-n"))
     finally:
         path.write_text(before)
     assert result.returncode != 0
