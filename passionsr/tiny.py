@@ -4,39 +4,25 @@ from __future__ import annotations
 
 import torch
 
+from passionsr.blueprint import small_model
 from passionsr.model import OneStepSR
 
 
 def tiny_model(seed: int = 0) -> OneStepSR:
-    """About 100 k random weights: two levels, cross-attention, shortcut convs; latent factor 4.
+    """About 100 k random weights: two UNet levels, latent factor 4.
 
     Random normalisation weights and biases, so that no layer is trivially zero-centred.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(8, 8, 16),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=4,
+    model = small_model(
+        seed=seed,
+        vae_channels=(8, 8, 16),
+        unet_channels=(8, 16),
+        heads=(1, 2),
+        context=(5, 8),
+        vae_groups=4,
+        unet_groups=4,
         scaling_factor=0.8,
-    )
-    unet = UNet2DConditionModel(
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(8, 16),
-        layers_per_block=1,
-        attention_head_dim=(1, 2),
-        cross_attention_dim=8,
-        norm_num_groups=4,
-        use_linear_projection=True,
-    )
-    model = OneStepSR(vae, unet, torch.randn(1, 5, 8)).eval()
+    ).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.ndim == 1:

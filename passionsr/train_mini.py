@@ -7,7 +7,8 @@ amplified 14.6 times into x0, and the decoder was never trained to hide them):
    scaling_factor is set so that latents have unit variance.
 2. `latent`: the UNet alone, on latents: first towards x0 = z (identity, eps = 0.934 z), then
    towards the HR latent, MSE in x0 space. Cheap, no decoder in the loop.
-3. `sr`: UNet and encoder together, L1 + LPIPS on the image behind the frozen decoder.
+3. `sr`, `sr_decay`: UNet and encoder together, L1 + LPIPS on the image behind the frozen decoder; first
+   at the peak learning rate, then a cosine to 1 % of it.
 
 Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
 exactly where it was. Curves go to <work>/curves.csv.
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import csv
 import logging
+import math
 import subprocess
 import time
 from collections.abc import Iterator
@@ -31,8 +33,9 @@ import torch.nn.functional as F
 from PIL import Image
 from torch import Tensor, nn
 
+from passionsr.blueprint import small_model
 from passionsr.degrade import degrade, rng_for
-from passionsr.files import UserError, atomic_path, write_json
+from passionsr.files import UserError, atomic_path, write_json, write_text
 from passionsr.images import SCALE, upscale
 from passionsr.metric_weights import ensure_weights, use_private_hub
 from passionsr.model import OneStepSR
@@ -42,58 +45,41 @@ log = logging.getLogger("train_mini")
 PHOTO_LIST = Path("config/mini_train_photos.txt")
 POOL_CROP = 112
 CROP = 64
-CONTEXT_TOKENS, CONTEXT_DIM = 8, 64
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """Steps, batch size and peak learning rate (cosine to 1 % after a short warm-up)."""
+    """Steps, batch size and peak learning rate (cosine to 1 % after a short warm-up).
+
+    horizon: steps the schedule is made for, where a stage ends before its schedule does.
+    """
 
     steps: int
     batch: int
     lr: float
+    horizon: int | None = None
 
 
 STAGES = {
     "autoencoder": Stage(steps=4000, batch=16, lr=1.5e-3),
     "latent": Stage(steps=1200, batch=16, lr=1e-3),
-    "sr": Stage(steps=2400, batch=16, lr=3e-4),
+    "sr": Stage(steps=400, batch=16, lr=3e-4, horizon=2400),
+    "sr_decay": Stage(steps=1200, batch=16, lr=2.8e-4),
 }
 IDENTITY_STEPS = 500
 
 
 def build_model(seed: int) -> OneStepSR:
-    """The untrained mini model: SD's block types at three levels, latent factor 4."""
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-
-    torch.manual_seed(seed)
-    vae = AutoencoderKL(
-        in_channels=3,
-        out_channels=3,
-        down_block_types=("DownEncoderBlock2D",) * 3,
-        up_block_types=("UpDecoderBlock2D",) * 3,
-        block_out_channels=(32, 48, 64),
-        layers_per_block=1,
-        latent_channels=4,
-        norm_num_groups=8,
-        sample_size=256,
-        scaling_factor=1.0,
+    """The untrained mini model: three levels, latent factor 4."""
+    return small_model(
+        seed=seed,
+        vae_channels=(32, 48, 64),
+        unet_channels=(64, 96, 128),
+        heads=(2, 3, 4),
+        context=(8, 64),
+        vae_groups=8,
+        unet_groups=16,
     )
-    unet = UNet2DConditionModel(
-        sample_size=64,
-        in_channels=4,
-        out_channels=4,
-        down_block_types=("CrossAttnDownBlock2D", "CrossAttnDownBlock2D", "DownBlock2D"),
-        up_block_types=("UpBlock2D", "CrossAttnUpBlock2D", "CrossAttnUpBlock2D"),
-        block_out_channels=(64, 96, 128),
-        layers_per_block=1,
-        attention_head_dim=(2, 3, 4),  # diffusers reads this as the number of heads (as in SD 2.1)
-        cross_attention_dim=CONTEXT_DIM,
-        norm_num_groups=16,
-        use_linear_projection=True,
-    )
-    context = torch.randn(1, CONTEXT_TOKENS, CONTEXT_DIM)
-    return OneStepSR(vae, unet, context)
 
 
 def fetch_photos(folder: Path) -> Path:
@@ -235,6 +221,7 @@ def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
         "autoencoder": [model.vae],
         "latent": [model.unet],
         "sr": [model.unet, model.vae.encoder, model.vae.quant_conv],
+        "sr_decay": [model.unet, model.vae.encoder, model.vae.quant_conv],
     }[stage]
     model.requires_grad_(False)
     for part in parts:
@@ -244,11 +231,12 @@ def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
 
 def learning_rate(stage: Stage, step: int) -> float:
     """Linear warm-up over 2 % of the steps, then cosine to 1 % of the peak."""
-    warm = max(1, stage.steps // 50)
+    steps = stage.horizon or stage.steps
+    warm = max(1, steps // 50)
     if step < warm:
         return stage.lr * (step + 1) / warm
-    phase = (step - warm) / max(1, stage.steps - warm)
-    return stage.lr * (0.01 + 0.99 * 0.5 * (1 + np.cos(np.pi * phase)))
+    phase = (step - warm) / max(1, steps - warm)
+    return stage.lr * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * phase)))
 
 
 def set_scaling_factor(model: OneStepSR, pool: np.ndarray, seed: int) -> float:
@@ -263,7 +251,12 @@ def set_scaling_factor(model: OneStepSR, pool: np.ndarray, seed: int) -> float:
     return factor
 
 
-LOSSES = {"autoencoder": autoencoder_loss, "latent": latent_loss, "sr": sr_loss}
+LOSSES = {
+    "autoencoder": autoencoder_loss,
+    "latent": latent_loss,
+    "sr": sr_loss,
+    "sr_decay": sr_loss,
+}
 
 
 class Run:
@@ -280,7 +273,22 @@ class Run:
             self.model.vae.register_to_config(scaling_factor=state["scaling_factor"])
             self.stage, self.step = state["stage"], state["step"]
             self.optimizer_state = state["optimizer"]
+            self._trim_curves()
             log.info("resuming at %s step %d", self.stage, self.step)
+
+    def _trim_curves(self) -> None:
+        """Drop rows of steps that were run after the checkpoint and will be run again."""
+        path = self.work / "curves.csv"
+        if not path.exists():
+            return
+        head, *rows = path.read_text().splitlines()
+        kept = [r for r in rows if (r.split(",")[0], int(r.split(",")[1])) <= self._position(r)]
+        write_text(path, "\n".join([head, *kept]) + "\n")
+
+    def _position(self, row: str) -> tuple[str, int]:
+        """The last logged step of the row's stage that the checkpoint includes."""
+        stage = row.split(",")[0]
+        return (stage, self.step if stage == self.stage else STAGES[stage].steps)
 
     def save(self, stage: str, step: int, optimizer: torch.optim.Optimizer | None) -> None:
         """Write the checkpoint atomically."""

@@ -53,6 +53,7 @@ MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
     "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
+    "passionsr/blueprint.py",
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
