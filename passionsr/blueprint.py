@@ -23,9 +23,8 @@ def small_model(
     The UNet has self- and cross-attention at every level but the lowest, and shortcut convolutions behind
     its skip connections. The latent factor is 2^(len(vae_channels) - 1).
 
-    Args:
-        heads: attention heads per UNet level. context: (tokens, dim) of the constant context.
-        vae_groups, unet_groups: GroupNorm groups.
+    `heads` counts attention heads per UNet level, `context` is (tokens, dim) of the constant context,
+    `vae_groups` and `unet_groups` are GroupNorm groups.
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
