@@ -104,3 +104,13 @@ def test_png_round_trip(tmp_path):
     write_uint8(tmp_path / "a" / "b.png", image)
     assert np.array_equal(read_uint8(tmp_path / "a" / "b.png"), image)
     assert [p.name for p in (tmp_path / "a").iterdir()] == ["b.png"]
+
+
+def test_lr_and_hr_must_fit(tmp_path):
+    from passionsr.data import ImagePair
+
+    image = np.zeros((8, 8, 3), dtype=np.uint8)
+    write_uint8(tmp_path / "lr.png", image)
+    write_uint8(tmp_path / "hr.png", image)
+    with pytest.raises(UserError, match="a: LR is 8x8 and HR 8x8, expected HR = 4 x LR"):
+        read_pair(ImagePair("a", tmp_path / "lr.png", tmp_path / "hr.png"))

@@ -1,11 +1,13 @@
 """Scores: outside oracles, the published per-image numbers, and weights that cannot be had."""
 
+import contextlib
 import csv
 import math
 
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 
 from passionsr import metric_weights
 from passionsr.files import UserError
@@ -151,30 +153,68 @@ PUBLISHED_MEANS = {
     "psnr": (25.1511, 1e-4), "ssim": (0.7341, 1e-4), "lpips": (0.2921, 1e-4), "dists": (0.2128, 1e-4),
     "niqe": (5.6476, 1e-3),
 }  # fmt: skip
-# Per image: methods.md 9 (PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4); NIQE see the test.
+# Per image, methods.md 9: PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4.
 PER_IMAGE = {"psnr": 1e-3, "ssim": 1e-5, "lpips": 1e-4, "dists": 1e-4}
 
 
+@contextlib.contextmanager
+def tf32_convolutions():
+    """Round inputs and weights of convolutions to TF32's 10 mantissa bits, as cuDNN does by default."""
+
+    def rounded(x):
+        bits = x.contiguous().view(torch.int32)
+        return ((bits + 0x0FFF + ((bits >> 13) & 1)) & ~0x1FFF).view(torch.float32)
+
+    plain = torch.nn.Conv2d._conv_forward
+    torch.nn.Conv2d._conv_forward = lambda self, x, w, b: plain(self, rounded(x), rounded(w), b)
+    try:
+        yield
+    finally:
+        torch.nn.Conv2d._conv_forward = plain
+
+
 def test_osediff_scores_are_reproduced(shared, suite):
-    """The 100 published rows, image by image, from OSEDiff's own outputs."""
+    """The 100 published rows, image by image, from OSEDiff's own outputs.
+
+    The published LPIPS and DISTS were computed on a GPU with TF32 convolutions: a few images are up to 3e-4
+    away from float32. Each of those must come within 1e-4 when the same rounding is applied here.
+    NIQE picks its shape parameters from a grid, where float noise flips a choice now and then: 5e-3 relative
+    per image, and at most 5 of 100 images beyond 1e-3.
+    """
     folder = shared / "datasets" / "realsr_val_crop128"
     with (shared / "published" / "osediff_realsr_per_image.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 100
-    ours = []
-    for row in rows:
-        sr = read_uint8(folder / "osediff_fp32" / row["image"])
-        hr = read_uint8(folder / "test_HR" / row["image"])
-        ours.append(suite.score(sr, hr))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(2)
+    try:
+        ours = []
+        for row in rows:
+            sr = read_uint8(folder / "osediff_fp32" / row["image"])
+            hr = read_uint8(folder / "test_HR" / row["image"])
+            scores = suite.score(sr, hr)
+            ours.append(scores)
+            far = [n for n in ("lpips", "dists") if abs(scores[n] - float(row[n])) > PER_IMAGE[n]]
+            if far:
+                with tf32_convolutions():
+                    again = suite.score(sr, hr)
+                for name in far:
+                    assert abs(scores[name] - float(row[name])) <= 3e-4, (name, row["image"])
+                    assert abs(again[name] - float(row[name])) <= PER_IMAGE[name], (
+                        name,
+                        row["image"],
+                    )
+    finally:
+        torch.set_num_threads(threads)
     measured = pd.DataFrame(ours)
     published = pd.DataFrame(rows).drop(columns="image").astype(float)
-    for name, tolerance in PER_IMAGE.items():
+    for name in ("psnr", "ssim"):
         worst = (measured[name] - published[name]).abs().max()
-        assert worst <= tolerance, (name, worst)
+        assert worst <= PER_IMAGE[name], (name, worst)
+    for name in ("lpips", "dists"):
+        assert ((measured[name] - published[name]).abs() > PER_IMAGE[name]).sum() <= 10
     relative = ((measured.niqe - published.niqe) / published.niqe).abs()
-    print(
-        f"NIQE: worst relative difference {relative.max():.2e}, {int((relative > 1e-3).sum())} above 1e-3"
-    )
+    assert relative.max() <= 5e-3
+    assert (relative > 1e-3).sum() <= 5
     for name, (mean, tolerance) in PUBLISHED_MEANS.items():
-        # Half a unit of the published 4th decimal comes on top.
-        assert measured[name].mean() == pytest.approx(mean, abs=tolerance + 5e-5), name
+        assert measured[name].mean() == pytest.approx(mean, abs=tolerance), name
