@@ -75,9 +75,6 @@ def save_model(model: OneStepSR, folder: str | Path) -> None:
         clip_sample=False,
     ).save_pretrained(folder / "scheduler")
     save_file({"context": model.context.contiguous()}, folder / "context.safetensors")
-    parts = sorted(
-        p.relative_to(folder).as_posix()
-        for p in folder.rglob("*")
-        if p.suffix in {".json", ".safetensors"} and p.name != MANIFEST
-    )
-    write_json(folder / MANIFEST, {name: sha256_file(folder / name) for name in parts})
+    parts = [p for part in ("scheduler", "unet", "vae") for p in sorted((folder / part).iterdir())]
+    names = ["context.safetensors", *(p.relative_to(folder).as_posix() for p in parts)]
+    write_json(folder / MANIFEST, {name: sha256_file(folder / name) for name in names})

@@ -1,6 +1,6 @@
 """The recipe of the mini model: `python -m passionsr.train_mini` (see models/mini/README.md).
 
-Three stages, so that quantizing the UNet hurts as it does in the real model (eps errors are
+In stages, so that quantizing the UNet hurts as it does in the real model (eps errors are
 amplified 14.6 times into x0, and the decoder was never trained to hide them):
 
 1. `autoencoder`: the VAE alone on HR crops, L1 + LPIPS + KL; then the decoder is frozen and
@@ -9,6 +9,8 @@ amplified 14.6 times into x0, and the decoder was never trained to hide them):
    towards the HR latent, MSE in x0 space. Cheap, no decoder in the loop.
 3. `sr`, `sr_decay`: UNet and encoder together, L1 + LPIPS on the image behind the frozen decoder; first
    at the peak learning rate, then a cosine to 1 % of it.
+4. `sr_balance`, `sr_fidelity`: less LPIPS (0.12, then 0.03) and an L1 on 8 x 8 pixel means, which trade
+   perception back for fidelity and hold the colours.
 
 Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
 exactly where it was. Curves go to <work>/curves.csv.
@@ -18,6 +20,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import functools
 import logging
 import math
 import subprocess
@@ -65,6 +68,8 @@ STAGES = {
     "latent": Stage(steps=1200, batch=16, lr=1e-3),
     "sr": Stage(steps=400, batch=16, lr=3e-4, horizon=2400),
     "sr_decay": Stage(steps=1200, batch=16, lr=2.8e-4),
+    "sr_balance": Stage(steps=480, batch=16, lr=2e-4),
+    "sr_fidelity": Stage(steps=160, batch=16, lr=2e-4),
 }
 IDENTITY_STEPS = 500
 
@@ -206,13 +211,27 @@ def latent_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step
     return F.mse_loss(model.denoise(z), target)
 
 
-def sr_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
-    """L1 + 0.5 LPIPS behind the frozen decoder (UNet and encoder in float32)."""
+def super_resolved(model: OneStepSR, up: Tensor) -> Tensor:
+    """The whole model, UNet and encoder in float32, the frozen decoder in bfloat16."""
     x0 = model.denoise(model.encode(up))
     with torch.autocast("cpu", torch.bfloat16):
         image = model.decode(x0)
-    image = image.float()
+    return image.float()
+
+
+def sr_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
+    """L1 + 0.5 LPIPS behind the frozen decoder."""
+    image = super_resolved(model, up)
     return F.l1_loss(image, hr) + 0.5 * lpips(image, hr)
+
+
+def balance_loss(
+    model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int, weight: float = 0.12
+) -> Tensor:
+    """L1 + weight * LPIPS + L1 of 8 x 8 pixel means: the last term holds the colours."""
+    image = super_resolved(model, up)
+    colour = F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
+    return F.l1_loss(image, hr) + weight * lpips(image, hr) + colour
 
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
@@ -222,6 +241,8 @@ def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
         "latent": [model.unet],
         "sr": [model.unet, model.vae.encoder, model.vae.quant_conv],
         "sr_decay": [model.unet, model.vae.encoder, model.vae.quant_conv],
+        "sr_balance": [model.unet, model.vae.encoder, model.vae.quant_conv],
+        "sr_fidelity": [model.unet, model.vae.encoder, model.vae.quant_conv],
     }[stage]
     model.requires_grad_(False)
     for part in parts:
@@ -256,6 +277,8 @@ LOSSES = {
     "latent": latent_loss,
     "sr": sr_loss,
     "sr_decay": sr_loss,
+    "sr_balance": balance_loss,
+    "sr_fidelity": functools.partial(balance_loss, weight=0.03),
 }
 
 
