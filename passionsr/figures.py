@@ -156,7 +156,8 @@ def write_figures(config: Config) -> None:
     """All figures of `figure_names`, from the files of the runs alone."""
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
-    pairs = test_pairs(config)[1 :: max(1, len(test_pairs(config)) // SHOWN)][:SHOWN]
+    everything = test_pairs(config)
+    pairs = everything[2::SHOWN][:SHOWN] or everything[:SHOWN]
     first_seed = min(r.seed for r in config.runs)
     runs = [r for r in config.runs if r.scope == "UV" and r.seed == first_seed]
     for scheme in dict.fromkeys(r.scheme for r in runs):

@@ -11,6 +11,8 @@ amplified 14.6 times into x0, and the decoder was never trained to hide them):
    at the peak learning rate, then a cosine to 1 % of it.
 4. `sr_balance`, `sr_fidelity`: less LPIPS (0.12, then 0.03) and an L1 on 8 x 8 pixel means, which trade
    perception back for fidelity and hold the colours.
+5. `sr_large`: the same on 256 px crops, the size of the test images. Normalisation statistics and attention depend
+   on the size: trained on 64 px alone, the model darkens larger images by several levels.
 
 Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
 exactly where it was. Curves go to <work>/curves.csv.
@@ -46,8 +48,8 @@ from passionsr.model import OneStepSR
 log = logging.getLogger("train_mini")
 
 PHOTO_LIST = Path("config/mini_train_photos.txt")
-POOL_CROP = 112
-CROP = 64
+POOL_CROP = {64: 112, 256: 272}  # crop of a stage -> side of the pool's crops, with room to shift
+PER_PHOTO = {64: 200, 256: 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +57,14 @@ class Stage:
     """Steps, batch size and peak learning rate (cosine to 1 % after a short warm-up).
 
     horizon: steps the schedule is made for, where a stage ends before its schedule does.
+    crop: side of the HR crops in pixels.
     """
 
     steps: int
     batch: int
     lr: float
     horizon: int | None = None
+    crop: int = 64
 
 
 STAGES = {
@@ -70,8 +74,10 @@ STAGES = {
     "sr_decay": Stage(steps=1200, batch=16, lr=2.8e-4),
     "sr_balance": Stage(steps=480, batch=16, lr=2e-4),
     "sr_fidelity": Stage(steps=160, batch=16, lr=2e-4),
+    "sr_large": Stage(steps=130, batch=2, lr=2e-4, crop=256),
 }
 IDENTITY_STEPS = 500
+LOG_EVERY = 50
 
 
 def build_model(seed: int) -> OneStepSR:
@@ -116,8 +122,8 @@ def load_photo(path: Path, factor: int) -> np.ndarray:
         return np.asarray(image.resize(size, Image.Resampling.LANCZOS))
 
 
-def build_pool(photos: Path, target: Path, per_photo: int, seed: int) -> np.ndarray:
-    """(n, 112, 112, 3) uint8: from each photo, the more textured half of random candidates."""
+def build_pool(photos: Path, target: Path, side: int, per_photo: int, seed: int) -> np.ndarray:
+    """(n, side, side, 3) uint8: from each photo, the more textured half of random candidates."""
     if target.exists():
         return np.load(target)
     crops = []
@@ -125,11 +131,9 @@ def build_pool(photos: Path, target: Path, per_photo: int, seed: int) -> np.ndar
         photo = load_photo(photos / name, factor)
         rng = rng_for(seed, "pool", name)
         height, width = photo.shape[:2]
-        ys = rng.integers(0, height - POOL_CROP, 2 * per_photo)
-        xs = rng.integers(0, width - POOL_CROP, 2 * per_photo)
-        candidates = [
-            photo[y : y + POOL_CROP, x : x + POOL_CROP] for y, x in zip(ys, xs, strict=True)
-        ]
+        ys = rng.integers(0, height - side, 2 * per_photo)
+        xs = rng.integers(0, width - side, 2 * per_photo)
+        candidates = [photo[y : y + side, x : x + side] for y, x in zip(ys, xs, strict=True)]
         texture = [np.abs(np.diff(c.astype(np.float32), axis=0)).mean() for c in candidates]
         keep = np.argsort(texture)[-per_photo:]
         crops += [candidates[i] for i in sorted(keep)]
@@ -141,15 +145,16 @@ def build_pool(photos: Path, target: Path, per_photo: int, seed: int) -> np.ndar
 
 
 def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tensor, Tensor]:
-    """(upscaled LR, HR), each (N, 3, 64, 64) float32 in [0, 1]; depends only on its arguments."""
+    """(upscaled LR, HR), each (N, 3, crop, crop) float32 in [0, 1]; depends only on its arguments."""
+    crop = STAGES[stage].crop
     rng = rng_for(seed, stage, step)
     hrs, ups = [], []
     for index in rng.integers(0, len(pool), STAGES[stage].batch):
         hr = np.rot90(pool[index], int(rng.integers(4)))
         if rng.integers(2):
             hr = hr[:, ::-1]
-        y, x = rng.integers(0, (POOL_CROP - CROP) // SCALE + 1, 2) * SCALE
-        window = np.s_[y : y + CROP, x : x + CROP]
+        y, x = rng.integers(0, (pool.shape[1] - crop) // SCALE + 1, 2) * SCALE
+        window = np.s_[y : y + crop, x : x + crop]
         hrs.append(hr[window])
         if stage != "autoencoder":
             ups.append(upscale(degrade(np.ascontiguousarray(hr), rng))[window])
@@ -226,12 +231,18 @@ def sr_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: in
 
 
 def balance_loss(
-    model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int, weight: float = 0.12
+    model: OneStepSR,
+    up: Tensor,
+    hr: Tensor,
+    lpips: nn.Module,
+    step: int,
+    perception: float = 0.12,
+    colour: float = 1.0,
 ) -> Tensor:
-    """L1 + weight * LPIPS + L1 of 8 x 8 pixel means: the last term holds the colours."""
+    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means: the last term holds the colours."""
     image = super_resolved(model, up)
-    colour = F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
-    return F.l1_loss(image, hr) + weight * lpips(image, hr) + colour
+    means = F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
+    return F.l1_loss(image, hr) + perception * lpips(image, hr) + colour * means
 
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
@@ -243,6 +254,7 @@ def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
         "sr_decay": [model.unet, model.vae.encoder, model.vae.quant_conv],
         "sr_balance": [model.unet, model.vae.encoder, model.vae.quant_conv],
         "sr_fidelity": [model.unet, model.vae.encoder, model.vae.quant_conv],
+        "sr_large": [model.unet, model.vae.encoder, model.vae.quant_conv],
     }[stage]
     model.requires_grad_(False)
     for part in parts:
@@ -278,7 +290,8 @@ LOSSES = {
     "sr": sr_loss,
     "sr_decay": sr_loss,
     "sr_balance": balance_loss,
-    "sr_fidelity": functools.partial(balance_loss, weight=0.03),
+    "sr_fidelity": functools.partial(balance_loss, perception=0.03),
+    "sr_large": functools.partial(balance_loss, perception=0.12, colour=2.0),
 }
 
 
@@ -325,13 +338,17 @@ class Run:
         with atomic_path(self.state_path) as tmp:
             torch.save(state, tmp)
 
-    def train(self, pool: np.ndarray, lpips: nn.Module, stop_after: str | None = None) -> None:
-        """Run every stage that is not finished."""
+    def train(
+        self, pools: dict[int, np.ndarray], lpips: nn.Module, stop_after: str | None = None
+    ) -> None:
+        """Run every stage that is not finished; `pools` holds one pool per crop size."""
         names = list(STAGES)
         for name in names[names.index(self.stage) :] if self.stage in names else []:
-            self._train_stage(name, pool, lpips)
+            self._train_stage(name, pools[STAGES[name].crop], lpips)
             if name == "autoencoder":
-                log.info("scaling_factor = %.5f", set_scaling_factor(self.model, pool, self.seed))
+                log.info(
+                    "scaling_factor = %.5f", set_scaling_factor(self.model, pools[64], self.seed)
+                )
             following = names[names.index(name) + 1] if name != names[-1] else "done"
             self.stage, self.step, self.optimizer_state = following, 0, None
             self.save(following, 0, None)
@@ -355,8 +372,8 @@ class Run:
             nn.utils.clip_grad_norm_(params, 1.0)
             optimizer.step()
             total += float(loss.detach())
-            if (step + 1) % 50 == 0:
-                self._log(name, step + 1, total / 50, time.time() - started)
+            if (step + 1) % LOG_EVERY == 0:
+                self._log(name, step + 1, total / LOG_EVERY, time.time() - started)
                 started, total = time.time(), 0.0
             if (step + 1) % self.every == 0:
                 self.save(name, step + 1, optimizer)
@@ -400,7 +417,7 @@ def publish_curves(work: Path, out: Path) -> None:
     plt.close(figure)
 
 
-def publish(run: Run, pool_crops: int, out: Path) -> None:
+def publish(run: Run, pool_crops: dict[int, int], out: Path) -> None:
     """Save the finished model, how it was trained, and its curves."""
     from passionsr.loading import save_model
 
@@ -432,7 +449,6 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--photos", type=Path, help="unpacked packages (default: apt-get download)")
     parser.add_argument("--out", type=Path, default=Path("models/mini"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--per-photo", type=int, default=200, help="pool crops per photo")
     parser.add_argument("--checkpoint-every", type=int, default=100)
     parser.add_argument("--stop-after", choices=list(STAGES))
     args = parser.parse_args(argv)
@@ -441,11 +457,16 @@ def main(argv: list[str] | None = None) -> int:
         raise UserError(f"{PHOTO_LIST}: not found; run this from the repository's root")
     args.work.mkdir(parents=True, exist_ok=True)
     photos = args.photos or fetch_photos(args.work / "photos")
-    pool = build_pool(photos, args.work / "pool.npy", args.per_photo, args.seed)
+    pools = {
+        crop: build_pool(
+            photos, args.work / f"pool_{crop}.npy", POOL_CROP[crop], PER_PHOTO[crop], args.seed
+        )
+        for crop in POOL_CROP
+    }
     run = Run(args.work, args.seed, args.checkpoint_every)
-    run.train(pool, PerceptualLoss(), args.stop_after)
+    run.train(pools, PerceptualLoss(), args.stop_after)
     if run.stage == "done":
-        publish(run, len(pool), args.out)
+        publish(run, {crop: len(pool) for crop, pool in pools.items()}, args.out)
     return 0
 
 

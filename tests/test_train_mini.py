@@ -27,9 +27,9 @@ def no_lpips(image, target):
 def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
     """A run that stops after every stage, and at a checkpoint inside one, ends where a straight run ends."""
     straight = Run(tmp_path / "a", 0, 1)
-    straight.train(pool, no_lpips)
+    straight.train({64: pool}, no_lpips)
     assert straight.stage == "done"
-    Run(tmp_path / "b", 0, 1).train(pool, no_lpips, stop_after="autoencoder")
+    Run(tmp_path / "b", 0, 1).train({64: pool}, no_lpips, stop_after="autoencoder")
     resumed = Run(tmp_path / "b", 0, 1)
     assert (resumed.stage, resumed.step) == ("latent", 0)
 
@@ -45,22 +45,22 @@ def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
     train_mini.LOSSES["latent"] = killed
     try:
         with pytest.raises(KilledError):
-            resumed.train(pool, no_lpips)
+            resumed.train({64: pool}, no_lpips)
     finally:
         train_mini.LOSSES["latent"] = original
     again = Run(tmp_path / "b", 0, 1)
     assert (again.stage, again.step) == ("latent", 1)
-    again.train(pool, no_lpips)
+    again.train({64: pool}, no_lpips)
     a, b = straight.model.state_dict(), again.model.state_dict()
     assert all(torch.equal(a[k], b[k]) for k in a)
     assert straight.model.scaling_factor == again.model.scaling_factor
 
 
 def test_the_decoder_is_frozen_after_the_first_stage(pool, short, tmp_path):
-    Run(tmp_path, 0, 1).train(pool, no_lpips, stop_after="autoencoder")
+    Run(tmp_path, 0, 1).train({64: pool}, no_lpips, stop_after="autoencoder")
     before = {k: v.clone() for k, v in Run(tmp_path, 0, 1).model.state_dict().items()}
     run = Run(tmp_path, 0, 1)
-    run.train(pool, no_lpips)
+    run.train({64: pool}, no_lpips)
     for key, value in run.model.state_dict().items():
         frozen = key.startswith(("vae.decoder.", "vae.post_quant_conv.", "context"))
         assert torch.equal(value, before[key]) == frozen, key
