@@ -84,6 +84,8 @@ def main() -> None:
             name = f"{stem}_{index}"
             write_uint8(folder / f"{name}.png", photo[y : y + SIZE, x : x + SIZE])
             crops.append(Crop(name, f"mini_calibration/{name}.png", file, 0, 0, SIZE, "", ""))
+    # One crop of every photograph in turn, so that a limited list keeps all of them.
+    crops.sort(key=lambda crop: int(crop.name.rsplit("_", 1)[1]))
     write_list(
         Path("config/mini_calibration.tsv"),
         "# Calibration crops (128 px HR); licences in config/mini_calibration/LICENSE.md.\n",
