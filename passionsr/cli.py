@@ -21,15 +21,16 @@ def guarded(action: Callable[[], int | None]) -> int:
 
 
 def _upscale(args: argparse.Namespace) -> None:
-    from passionsr.images import read_uint8, write_uint8
+    from passionsr.images import read_uint8, upscale, write_uint8
 
     lr = read_uint8(args.input)  # before the slow imports: a bad path should answer at once
+    from passionsr.colour import fix_colour
     from passionsr.export import SCHEME, load_quantized
     from passionsr.inference import super_resolve
     from passionsr.loading import load_model
 
     model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
-    write_uint8(args.output, super_resolve(model, lr))
+    write_uint8(args.output, fix_colour(super_resolve(model, lr), upscale(lr), args.colour_fix))
     print(args.output)
 
 
@@ -139,6 +140,13 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path)
     sub.add_argument(
         "--model", type=Path, default=Path("models/mini"), help="model or artifact folder"
+    )
+
+    sub.add_argument(
+        "--colour-fix",
+        choices=["none", "adain", "wavelet"],
+        default="none",
+        help="take colours over from the input, as OSEDiff does; the benchmark scores without it",
     )
 
     sub = add("quantize", _quantize, "quantize a float model on a folder of LR images")
