@@ -12,7 +12,7 @@ range's width (8.3); s_j of self-attention is used only where `let_latent_size` 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -150,39 +150,21 @@ class PassionSR:
             inputs = outputs(sub, inputs)
         return log
 
-    def _stages(self, sub: SubModel) -> list[tuple[str, list[ParamGroup], int, bool]]:
-        """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4)."""
-        let = let_groups(sub, self.let_lr) if self.let else []
-        lbq = lbq_groups(sub, self.lbq_lr) if self.lbq else []
-        if let and lbq and self.dqc:
-            # Widths, and so the relative steps of LBQ, are read again after the re-initialisation.
-            return [
-                ("let", let, self.epochs, True),
-                ("lbq", LazyGroups(lambda: lbq_groups(sub, self.lbq_lr)), self.epochs, False),
-            ]
-        if let and lbq:
-            return [("let+lbq", let + lbq, 2 * self.epochs, False)]
-        if let:
-            return [("let", let, 2 * self.epochs, True)]
-        return [("lbq", lbq, 2 * self.epochs, False)] if lbq else []
+    def _stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
+        """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4).
 
-
-class LazyGroups(Sequence):
-    """Parameter groups that are made when first looked at."""
-
-    def __init__(self, make):
-        self._make, self._made = make, None
-
-    def _groups(self) -> list[ParamGroup]:
-        if self._made is None:
-            self._made = self._make()
-        return self._made
-
-    def __getitem__(self, index):
-        return self._groups()[index]
-
-    def __len__(self) -> int:
-        return len(self._groups())
+        A generator: LBQ's relative steps are read off the ranges as they are when its stage begins.
+        """
+        if self.let and self.lbq and self.dqc:
+            yield "let", let_groups(sub, self.let_lr), self.epochs, True
+            yield "lbq", lbq_groups(sub, self.lbq_lr), self.epochs, False
+        elif self.let and self.lbq:
+            groups = let_groups(sub, self.let_lr) + lbq_groups(sub, self.lbq_lr)
+            yield "let+lbq", groups, 2 * self.epochs, False
+        elif self.let:
+            yield "let", let_groups(sub, self.let_lr), 2 * self.epochs, True
+        elif self.lbq:
+            yield "lbq", lbq_groups(sub, self.lbq_lr), 2 * self.epochs, False
 
 
 def let_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
