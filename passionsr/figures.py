@@ -139,12 +139,6 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
     return figure
 
 
-def figure_names(config: Config) -> list[str]:
-    """File names that `write_figures` makes for a configuration."""
-    schemes = dict.fromkeys(r.scheme for r in config.runs if r.scope == "UV")
-    return [*(f"crops_{s}.png" for s in schemes), "loss_curves.png", "ranges_let.png"]
-
-
 def _empty(message: str) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(5, 1))
     axis.axis("off")
@@ -153,7 +147,7 @@ def _empty(message: str) -> plt.Figure:
 
 
 def write_figures(config: Config) -> None:
-    """All figures of `figure_names`, from the files of the runs alone."""
+    """crops_<scheme>, loss_curves and ranges_let, from the files of the runs alone."""
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
     everything = test_pairs(config)

@@ -14,6 +14,7 @@ imported), and converted to the file names that an unmodified pyiqa and torchvis
 from __future__ import annotations
 
 import collections
+import functools
 import io
 import logging
 import os
@@ -28,7 +29,7 @@ from pathlib import Path
 
 import numpy as np
 
-from passionsr.files import UserError, atomic_path, check_sha256, sha256_file, write_json
+from passionsr.files import UserError, atomic_path, check_sha256, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
 
@@ -104,6 +105,7 @@ def hub_dir(cache: str | Path | None = None) -> Path:
     return (root / "hub").resolve()
 
 
+@functools.cache
 def hub_is_reachable(timeout: float = 5.0) -> bool:
     """Whether the model hub answers at all; asked once, so that no metric waits through retries."""
     try:
@@ -263,8 +265,6 @@ def ensure_weights(cache: str | Path | None = None) -> Path:
     hub = hub_dir(cache)
     manifest = hub / MANIFEST
     if manifest.exists():
-        from passionsr.files import read_json
-
         for relative, digest in read_json(manifest).items():
             check_sha256(hub / relative, digest)
         return hub

@@ -247,15 +247,9 @@ def balance_loss(
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
     """The parameters a stage trains; all others are frozen."""
-    parts = {
-        "autoencoder": [model.vae],
-        "latent": [model.unet],
-        "sr": [model.unet, model.vae.encoder, model.vae.quant_conv],
-        "sr_decay": [model.unet, model.vae.encoder, model.vae.quant_conv],
-        "sr_balance": [model.unet, model.vae.encoder, model.vae.quant_conv],
-        "sr_fidelity": [model.unet, model.vae.encoder, model.vae.quant_conv],
-        "sr_large": [model.unet, model.vae.encoder, model.vae.quant_conv],
-    }[stage]
+    # Every stage after the first two trains the same parts.
+    super_resolution = [model.unet, model.vae.encoder, model.vae.quant_conv]
+    parts = {"autoencoder": [model.vae], "latent": [model.unet]}.get(stage, super_resolution)
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
