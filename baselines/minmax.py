@@ -11,6 +11,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from torch import nn
+
 from passionsr.calibration import CalibrationBatch
 from passionsr.fit import FitLog
 from passionsr.layers import AttentionConfig, LayerConfig
@@ -42,7 +44,7 @@ class MinMax:
         copy = copy_model(model)
         exceptions = eight_bit_layers(copy, scope)
 
-        def layer(name: str) -> LayerConfig:
+        def layer(name: str, _: nn.Module) -> LayerConfig:
             weight_bits, act_bits = bits_for(scheme, name, exceptions)
             return LayerConfig(weight_bits=weight_bits, act_bits=act_bits)
 

@@ -28,6 +28,11 @@ def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
     return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
 
 
+def _layer_config(plain: dict[str, Any]) -> LayerConfig:
+    forms = {k: Form(plain[k]) for k in ("form", "act_form") if plain[k]}
+    return LayerConfig(**{**plain, **forms})
+
+
 def _module_config(module: torch.nn.Module) -> dict[str, Any]:
     """A diffusers config without its private entries, JSON-safe."""
     return {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
@@ -92,9 +97,7 @@ def load_quantized(folder: str | Path) -> OneStepSR:
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
-        layer = QuantizedLayer(
-            modules[name], LayerConfig(**{**config, "form": Form(config["form"])})
-        )
+        layer = QuantizedLayer(modules[name], _layer_config(config))
         setattr(model.get_submodule(parent), leaf, layer)
     attentions = dict(match_attention(model))
     for name, config in scheme["attention"].items():

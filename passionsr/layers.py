@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passionsr.files import UserError
-from passionsr.quant.quantizers import Phase, Quantizer, set_phase
+from passionsr.quant.quantizers import Finder, Phase, Quantizer, quantizers, set_phase
 from passionsr.quant.spec import Form, QuantSpec
 from passionsr.transforms import (
     ChannelTransform,
@@ -24,14 +25,22 @@ from passionsr.transforms import (
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
-    """How one layer is quantized; written into scheme.json and enough to rebuild the layer."""
+    """How one layer is quantized; written into scheme.json and enough to rebuild the layer.
+
+    act_form: form of the activation quantizer where it differs from the weight's. split: channels of the
+    first of two ranges of input and weight, 0 for one range. act_site: "output" is PTQ4DM's released
+    convention, whose products are not integer-executable. quantize_act: False leaves activations float.
+    """
 
     weight_bits: int
     act_bits: int
     form: Form = Form.AFFINE
-    split: bool = False
+    act_form: Form | None = None
+    split: int = 0
     let: bool = False
     quantize_bias: bool = False
+    act_site: Literal["input", "output"] = "input"
+    quantize_act: bool = True
 
 
 class QuantizedLayer(nn.Module):
@@ -50,14 +59,13 @@ class QuantizedLayer(nn.Module):
         out_channels, in_channels = layer.weight.shape[:2]
         if self.is_conv and (layer.groups != 1 or layer.padding_mode != "zeros"):
             raise ValueError("grouped convolutions and non-zero padding modes are not supported")
-        groups = 2 if config.split else 1
         weight_spec = QuantSpec(
-            bits=config.weight_bits, form=config.form, per_channel=True, groups=groups
+            bits=config.weight_bits, form=config.form, per_channel=True, split=config.split
         )
         act_spec = QuantSpec(
             bits=config.act_bits,
-            form=config.form,
-            groups=groups,
+            form=config.act_form or config.form,
+            split=config.split,
             channel_axis=1 if self.is_conv else -1,
         )
         self.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
@@ -67,7 +75,9 @@ class QuantizedLayer(nn.Module):
             else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
         )
         self.weight_quantizer = Quantizer(weight_spec, (out_channels, in_channels))
-        self.act_quantizer = Quantizer(act_spec, (in_channels,))
+        self.act_quantizer = (
+            Quantizer(act_spec, (in_channels,)) if config.quantize_act else nn.Identity()
+        )
         self.bias_quantizer = None
         if config.quantize_bias and (self.bias is not None or config.let):
             self.bias_quantizer = Quantizer(
@@ -92,10 +102,10 @@ class QuantizedLayer(nn.Module):
             self.transform.collecting = False
 
     @torch.no_grad()
-    def init_weights(self, include_zero: bool = False) -> None:
-        """Set the bounds of weight and bias to their exact minima and maxima (under the current LET)."""
+    def init_weights(self, include_zero: bool = False, find: Finder = Quantizer.observe) -> None:
+        """Set the weight's bounds by `find` (under the current LET), the bias's to its extremes."""
         weight = self.weight if self.transform is None else self.transform.weight(self.weight)
-        self.weight_quantizer.set_bounds(*self.weight_quantizer.observe(weight), include_zero)
+        self.weight_quantizer.set_bounds(*find(self.weight_quantizer, weight), include_zero)
         bias, _ = self._bias_and_border((64, 64))
         if self.bias_quantizer is not None and bias is not None:
             self.bias_quantizer.set_bounds(*self.bias_quantizer.observe(bias), include_zero)
@@ -134,8 +144,22 @@ class QuantizedLayer(nn.Module):
             weight = self.weight_quantizer(weight)
             if self.bias_quantizer is not None and bias is not None:
                 bias = self.bias_quantizer(bias)
-        out = self._op(self.act_quantizer(x), weight, bias)
-        return out if border is None else self._add_border(out, border, size)
+        return self._product(x, weight, bias, border, size)
+
+    def _product(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        border: Tensor | None,
+        size: tuple[int, int],
+    ) -> Tensor:
+        """Quantize the activation on its side of the product, and add LET's border term."""
+        on_input = self.config.act_site == "input"
+        out = self._op(self.act_quantizer(x) if on_input else x, weight, bias)
+        if border is not None:
+            out = self._add_border(out, border, size)
+        return out if on_input else self.act_quantizer(out)
 
     def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         if not self.is_conv:
@@ -185,8 +209,7 @@ class QuantizedLayer(nn.Module):
         bias = self.float_bias
         if self.bias_codes is not None:
             bias = self.bias_quantizer.dequantize(self.bias_codes)
-        out = self._op(self.act_quantizer(x), self._cached_weight, bias)
-        return out if self.border is None else self._add_border(out, self.border, size)
+        return self._product(x, self._cached_weight, bias, self.border, size)
 
     def extra_repr(self) -> str:
         """Bits, for printing a model."""
@@ -213,12 +236,14 @@ def _geometry_of(conv: nn.Conv2d) -> _Geometry:
 class AttentionConfig:
     """How the products of one attention are quantized.
 
+    p_bits: bits of P where they differ from act_bits (Q-Diffusion's `sm_abit`).
     let_tokens: number of key tokens that s_j is made for; None leaves s_j = 1 (methods.md 8.2:
     s_j locks the model to the token count it was calibrated with).
     """
 
     act_bits: int
     form: Form = Form.AFFINE
+    p_bits: int | None = None
     let: bool = False
     head_dim: int = 0
     let_tokens: int | None = None
@@ -236,7 +261,7 @@ class QuantizedAttention(nn.Module):
         spec = QuantSpec(bits=config.act_bits, form=config.form)
         self.q = Quantizer(spec)
         self.k = Quantizer(spec)
-        self.p = Quantizer(spec)
+        self.p = Quantizer(replace(spec, bits=config.p_bits or config.act_bits))
         self.v = Quantizer(spec)
         self.s_qk = LearnedScale(config.head_dim) if config.let else None
         self.s_v = LearnedScale(config.let_tokens) if config.let and config.let_tokens else None
@@ -313,6 +338,8 @@ def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAtten
 
 def freeze(module: nn.Module) -> None:
     """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase."""
+    for quantizer in quantizers(module):
+        quantizer.settle()
     for part in quantized_modules(module):
         if isinstance(part, QuantizedLayer):
             part.freeze()

@@ -19,7 +19,7 @@ from passionsr.fit import FitLog
 from passionsr.layers import QuantizedLayer, as_float, freeze, quantized_modules
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
-from passionsr.quant.quantizers import observing
+from passionsr.quant.quantizers import Finder, Quantizer, observing
 from passionsr.quant.spec import Scheme
 from passionsr.surgery import PASSIONSR_8BIT, SwapRow, check_scope, match_layers, match_patterns
 
@@ -136,13 +136,22 @@ def _all(contexts: Sequence[contextlib.AbstractContextManager]) -> Iterator[None
 
 @torch.no_grad()
 def init_ranges(
-    sub: SubModel, inputs: Sequence[Tensor], mode: RangeMode = "ema", include_zero: bool = False
+    sub: SubModel,
+    inputs: Sequence[Tensor],
+    mode: RangeMode = "ema",
+    include_zero: bool = False,
+    momentum: float = 0.95,
+    find: Finder | None = None,
+    find_weight: Finder = Quantizer.observe,
 ) -> None:
-    """Weight bounds from the weights, activation bounds from one float pass over `inputs`."""
+    """Weight bounds from the weights, activation bounds from one float pass over `inputs`.
+
+    find, find_weight: other statistics than minimum and maximum, see `observing`.
+    """
     for part in parts_of(sub):
         if isinstance(part, QuantizedLayer):
-            part.init_weights(include_zero)
-    with _all([observing(m, mode, include_zero) for m in sub.modules]):
+            part.init_weights(include_zero, find_weight)
+    with _all([observing(m, mode, include_zero, momentum, find) for m in sub.modules]):
         for x in inputs:
             sub.run(x)
 

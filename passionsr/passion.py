@@ -75,13 +75,14 @@ class PassionSR:
         form = Form(self.lbq_form)
         tokens = self._attention_tokens(copy) if self.let else {}
 
-        def layer(name: str) -> LayerConfig:
+        def layer(name: str, module: nn.Module) -> LayerConfig:
             weight_bits, act_bits = bits_for(scheme, name, exceptions)
             return LayerConfig(
                 weight_bits=weight_bits,
                 act_bits=act_bits,
                 form=form,
-                split=self.split and name.startswith("unet."),
+                # half the channels, rounded down as in the official code
+                split=module.weight.shape[1] // 2 if self.split and name.startswith("unet.") else 0,
                 let=self.let,
                 quantize_bias=self.quantize_bias,
             )

@@ -30,13 +30,13 @@ PASSIONSR_8BIT = {
 
 @dataclass(frozen=True)
 class SwapRow:
-    """One swapped module."""
+    """One module of the scope; bits are None for what stays float."""
 
     name: str
     kind: str
     weight_bits: int | None
-    act_bits: int
-    split: bool
+    act_bits: int | None
+    split: int
     let: bool
 
 
@@ -83,12 +83,15 @@ def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
 def swap_layers(
     model: OneStepSR,
     scope: str,
-    configure: Callable[[str], LayerConfig],
+    configure: Callable[[str, nn.Conv2d | nn.Linear], LayerConfig | None],
 ) -> list[SwapRow]:
-    """Replace every layer of the scope in place; `configure` gives each one's bits by name."""
+    """Replace the layers of the scope in place; `configure` says how by name, None leaves a layer float."""
     rows = []
     for name, layer in match_layers(model, scope):
-        config = configure(name)
+        config = configure(name, layer)
+        if config is None:
+            rows.append(SwapRow(name, type(layer).__name__, None, None, 0, False))
+            continue
         _replace(model, name, QuantizedLayer(layer, config))
         rows.append(
             SwapRow(
@@ -111,5 +114,5 @@ def swap_attention(
     for name, attention in match_attention(model):
         config = configure(name, attention)
         attention.set_processor(QuantizedAttention(config))
-        rows.append(SwapRow(name, "attention", None, config.act_bits, False, config.let))
+        rows.append(SwapRow(name, "attention", None, config.act_bits, 0, config.let))
     return rows

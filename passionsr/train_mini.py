@@ -13,6 +13,9 @@ amplified 14.6 times into x0, and the decoder was never trained to hide them):
    perception back for fidelity and hold the colours.
 5. `sr_large`: the same on 256 px crops, the size of the test images. Normalisation statistics and attention depend
    on the size: trained on 64 px alone, the model darkens larger images by several levels.
+6. `colour_*`: the same path once more, shorter, on larger crops of varied colours, beginning with the autoencoder:
+   the decoder of the first pass could not express saturated reds and violets, which the photographs hardly hold, and
+   what the decoder cannot express no later stage can repair.
 
 Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
 exactly where it was. Curves go to <work>/curves.csv.
@@ -22,14 +25,14 @@ from __future__ import annotations
 
 import argparse
 import csv
-import functools
 import logging
 import math
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -48,8 +51,12 @@ from passionsr.model import OneStepSR
 log = logging.getLogger("train_mini")
 
 PHOTO_LIST = Path("config/mini_train_photos.txt")
-POOL_CROP = {64: 112, 256: 272}  # crop of a stage -> side of the pool's crops, with room to shift
-PER_PHOTO = {64: 200, 256: 12}
+POOL_CROP = {
+    64: 112,
+    128: 176,
+    256: 272,
+}  # crop of a stage -> side of the pool's crops, with room to shift
+PER_PHOTO = {64: 200, 128: 64, 256: 12}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +64,7 @@ class Stage:
     """Steps, batch size and peak learning rate (cosine to 1 % after a short warm-up).
 
     horizon: steps the schedule is made for, where a stage ends before its schedule does.
-    crop: side of the HR crops in pixels.
+    crop: side of the HR crops in pixels. colours: vary them (see vary_colours).
     """
 
     steps: int
@@ -65,6 +72,7 @@ class Stage:
     lr: float
     horizon: int | None = None
     crop: int = 64
+    colours: bool = False
 
 
 STAGES = {
@@ -75,7 +83,12 @@ STAGES = {
     "sr_balance": Stage(steps=480, batch=16, lr=2e-4),
     "sr_fidelity": Stage(steps=160, batch=16, lr=2e-4),
     "sr_large": Stage(steps=130, batch=2, lr=2e-4, crop=256),
+    "colour_autoencoder": Stage(steps=2000, batch=4, lr=8e-4, crop=128, colours=True),
+    "colour_latent": Stage(steps=800, batch=4, lr=6e-4, crop=128, colours=True),
+    "colour_sr": Stage(steps=1200, batch=6, lr=3e-4, crop=128, colours=True),
+    "colour_large": Stage(steps=300, batch=2, lr=1.5e-4, crop=256, colours=True),
 }
+AUTOENCODERS = ("autoencoder", "colour_autoencoder")
 IDENTITY_STEPS = 500
 LOG_EVERY = 50
 
@@ -144,6 +157,18 @@ def build_pool(photos: Path, target: Path, side: int, per_photo: int, seed: int)
     return pool
 
 
+def vary_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """(H, W, 3) uint8 with its channels permuted (every second image) and its saturation times 0.6 to 1.8.
+
+    The photographs are mostly sky, leaves and stone: without this the decoder cannot even express a saturated red.
+    """
+    if rng.integers(2):
+        image = image[:, :, rng.permutation(3)]
+    luma = image.mean(2, dtype=np.float32, keepdims=True)
+    varied = luma + np.float32(rng.uniform(0.6, 1.8)) * (image - luma)
+    return np.rint(varied).clip(0, 255).astype(np.uint8)
+
+
 def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """(upscaled LR, HR), each (N, 3, crop, crop) float32 in [0, 1]; depends only on its arguments."""
     crop = STAGES[stage].crop
@@ -153,10 +178,12 @@ def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tens
         hr = np.rot90(pool[index], int(rng.integers(4)))
         if rng.integers(2):
             hr = hr[:, ::-1]
+        if STAGES[stage].colours:
+            hr = vary_colours(hr, rng)
         y, x = rng.integers(0, (pool.shape[1] - crop) // SCALE + 1, 2) * SCALE
         window = np.s_[y : y + crop, x : x + crop]
         hrs.append(hr[window])
-        if stage != "autoencoder":
+        if stage not in AUTOENCODERS:
             ups.append(upscale(degrade(np.ascontiguousarray(hr), rng))[window])
 
     def stack(images: list[np.ndarray]) -> Tensor:
@@ -195,17 +222,33 @@ class PerceptualLoss(nn.Module):
         return self.lpips(image, target)
 
 
-def autoencoder_loss(
-    model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int
+def image_loss(
+    image: Tensor, hr: Tensor, lpips: nn.Module, perception: float, colour: float
 ) -> Tensor:
-    """L1 + 0.5 LPIPS + 1e-6 KL (summed per image, as LDM does)."""
+    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means: the last term holds the colours."""
+    loss = F.l1_loss(image, hr) + perception * lpips(image, hr)
+    if colour:
+        loss = loss + colour * F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
+    return loss
+
+
+def autoencoder_loss(
+    model: OneStepSR,
+    up: Tensor,
+    hr: Tensor,
+    lpips: nn.Module,
+    step: int,
+    perception: float = 0.5,
+    colour: float = 0.0,
+) -> Tensor:
+    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means + 1e-6 KL (summed per image, as LDM does)."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.vae.encode(hr * 2 - 1).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step))
         latent = posterior.mean + posterior.std * noise
         image = model.vae.decode(latent).sample.float() * 0.5 + 0.5
     kl = posterior.kl().float().mean()
-    return F.l1_loss(image, hr) + 0.5 * lpips(image, hr) + 1e-6 * kl
+    return image_loss(image, hr, lpips, perception, colour) + 1e-6 * kl
 
 
 def latent_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
@@ -224,32 +267,26 @@ def super_resolved(model: OneStepSR, up: Tensor) -> Tensor:
     return image.float()
 
 
-def sr_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
-    """L1 + 0.5 LPIPS behind the frozen decoder."""
-    image = super_resolved(model, up)
-    return F.l1_loss(image, hr) + 0.5 * lpips(image, hr)
-
-
-def balance_loss(
+def sr_loss(
     model: OneStepSR,
     up: Tensor,
     hr: Tensor,
     lpips: nn.Module,
     step: int,
-    perception: float = 0.12,
-    colour: float = 1.0,
+    perception: float = 0.5,
+    colour: float = 0.0,
 ) -> Tensor:
-    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means: the last term holds the colours."""
-    image = super_resolved(model, up)
-    means = F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
-    return F.l1_loss(image, hr) + perception * lpips(image, hr) + colour * means
+    """image_loss behind the frozen decoder."""
+    return image_loss(super_resolved(model, up), hr, lpips, perception, colour)
 
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
     """The parameters a stage trains; all others are frozen."""
-    # Every stage after the first two trains the same parts.
-    super_resolution = [model.unet, model.vae.encoder, model.vae.quant_conv]
-    parts = {"autoencoder": [model.vae], "latent": [model.unet]}.get(stage, super_resolution)
+    parts: list[nn.Module] = [model.unet, model.vae.encoder, model.vae.quant_conv]
+    if stage in AUTOENCODERS:
+        parts = [model.vae]
+    elif LOSSES[stage] is latent_loss:
+        parts = [model.unet]
     model.requires_grad_(False)
     for part in parts:
         part.requires_grad_(True)
@@ -278,14 +315,18 @@ def set_scaling_factor(model: OneStepSR, pool: np.ndarray, seed: int) -> float:
     return factor
 
 
-LOSSES = {
+LOSSES: dict[str, Callable[..., Tensor]] = {
     "autoencoder": autoencoder_loss,
     "latent": latent_loss,
     "sr": sr_loss,
     "sr_decay": sr_loss,
-    "sr_balance": balance_loss,
-    "sr_fidelity": functools.partial(balance_loss, perception=0.03),
-    "sr_large": functools.partial(balance_loss, perception=0.12, colour=2.0),
+    "sr_balance": partial(sr_loss, perception=0.12, colour=1.0),
+    "sr_fidelity": partial(sr_loss, perception=0.03, colour=1.0),
+    "sr_large": partial(sr_loss, perception=0.12, colour=2.0),
+    "colour_autoencoder": partial(autoencoder_loss, perception=0.25, colour=1.0),
+    "colour_latent": latent_loss,
+    "colour_sr": partial(sr_loss, perception=0.25, colour=1.0),
+    "colour_large": partial(sr_loss, perception=0.2, colour=2.0),
 }
 
 
@@ -339,10 +380,9 @@ class Run:
         names = list(STAGES)
         for name in names[names.index(self.stage) :] if self.stage in names else []:
             self._train_stage(name, pools[STAGES[name].crop], lpips)
-            if name == "autoencoder":
-                log.info(
-                    "scaling_factor = %.5f", set_scaling_factor(self.model, pools[64], self.seed)
-                )
+            if name in AUTOENCODERS:
+                factor = set_scaling_factor(self.model, pools[64], self.seed)
+                log.info("scaling_factor = %.5f", factor)
             following = names[names.index(name) + 1] if name != names[-1] else "done"
             self.stage, self.step, self.optimizer_state = following, 0, None
             self.save(following, 0, None)

@@ -51,7 +51,7 @@ def make(kind, dtype=torch.float64, **config):
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_let_is_equivalent_without_quantizers(kind, dtype, tolerance):
     """methods.md 8.7, relative to the output's magnitude; random s > 0 and o."""
-    layer, quantized, x = make(kind, dtype, let=True, split=True, quantize_bias=True)
+    layer, quantized, x = make(kind, dtype, let=True, split=2, quantize_bias=True)
     with as_float(quantized):
         out = quantized(x)
     expected = layer(x)
@@ -107,7 +107,7 @@ def test_freezing_keeps_the_output(kind, let):
 
     With LET the border response may be summed in another order on the fixed map: 1e-12 relative (float64).
     """
-    _, quantized, x = make(kind, let=let, split=True, quantize_bias=True, weight_bits=6, act_bits=6)
+    _, quantized, x = make(kind, let=let, split=2, quantize_bias=True, weight_bits=6, act_bits=6)
     quantized.init_weights()
     with observing(quantized):
         quantized(x)

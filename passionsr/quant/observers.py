@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
-RangeMode = Literal["ema", "global"]
+RangeMode = Literal["ema", "global", "first"]
 
 
 class RangeObserver:
-    """Running (lower, upper) of batches: EMA m <- 0.95 m + 0.05 m_batch, or the running min / max.
+    """(lower, upper) of batches: EMA m <- 0.95 m + 0.05 m_batch, the running min / max, or the first batch's.
 
     The first batch sets the value (methods.md 3.2; EMA as in PassionSR's quantizers).
     """
 
     def __init__(self, mode: RangeMode = "ema", momentum: float = 0.95):
-        if mode not in ("ema", "global"):
-            raise ValueError(f"range mode {mode!r} is unknown: give 'ema' or 'global'")
+        if mode not in get_args(RangeMode):
+            raise ValueError(f"range mode {mode!r} is unknown: give one of {get_args(RangeMode)}")
         self.mode, self.momentum = mode, momentum
         self.lower: Tensor | None = None
         self.upper: Tensor | None = None
@@ -29,6 +29,6 @@ class RangeObserver:
         elif self.mode == "ema":
             self.lower = self.momentum * self.lower + (1 - self.momentum) * lower
             self.upper = self.momentum * self.upper + (1 - self.momentum) * upper
-        else:
+        elif self.mode == "global":
             self.lower = self.lower.minimum(lower)
             self.upper = self.upper.maximum(upper)

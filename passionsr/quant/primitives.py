@@ -20,7 +20,13 @@ def round_half_away(x: Tensor) -> Tensor:
 
 
 def _round(x: Tensor, form: Form) -> Tensor:
-    return torch.round(x) if form is Form.AFFINE else round_half_away(x)
+    return round_half_away(x) if form is Form.INT_ZP else torch.round(x)
+
+
+def zero_of(lower: Tensor, scale: Tensor, form: Form) -> Tensor:
+    """The code offset lower / scale, rounded unless the form keeps it real: minus the zero point."""
+    zero = lower / scale
+    return zero if form is Form.REAL_ZP else _round(zero, form)
 
 
 def scale_of(lower: Tensor, upper: Tensor, levels: int) -> Tensor:
@@ -34,7 +40,7 @@ def quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -
     if form is Form.REAL_OFFSET:
         # t >= 0 after the clamp, so half away from zero is floor(t + 0.5)
         return (x - lower).div_(scale).clamp_(0, levels).add_(0.5).floor_()
-    return (_round(x / scale, form) - _round(lower / scale, form)).clamp_(0, levels)
+    return (_round(x / scale, form) - zero_of(lower, scale, form)).clamp_(0, levels)
 
 
 def dequantize(codes: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> Tensor:
@@ -42,7 +48,7 @@ def dequantize(codes: Tensor, lower: Tensor, upper: Tensor, levels: int, form: F
     scale = scale_of(lower, upper, levels)
     if form is Form.REAL_OFFSET:
         return codes * scale + lower
-    return (codes + _round(lower / scale, form)) * scale
+    return (codes + zero_of(lower, scale, form)) * scale
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -68,8 +74,14 @@ class _FakeQuantize(torch.autograd.Function):
         else:
             steps = x / scale
             rounded = _round(steps, form)
-            zero = _round(lower / scale, form)
-            above, below = rounded - zero > levels, rounded < zero
+            zero = zero_of(lower, scale, form)
+            if form is Form.LSQ:
+                above, below = x >= upper, x <= lower
+            else:
+                # A real zero point comes back from the bounds with float noise: codes 0 and n are inside.
+                slack = 1e-4 if form is Form.REAL_ZP else 0.0
+                codes = rounded - zero
+                above, below = codes > levels + slack, codes < -slack
         outside = above | below
         grad_x = grad.masked_fill(outside, 0.0) if ctx.needs_input_grad[0] else None
         if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):

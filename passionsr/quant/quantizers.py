@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from enum import Enum
 
 import torch
 from torch import Tensor, nn
 
 from passionsr.quant.observers import RangeMode, RangeObserver
-from passionsr.quant.primitives import dequantize, fake_quantize, quantize
-from passionsr.quant.spec import QuantSpec
+from passionsr.quant.primitives import dequantize, fake_quantize, quantize, scale_of, zero_of
+from passionsr.quant.search import RangeSearch
+from passionsr.quant.spec import Form, QuantSpec
+
+MIN_SCALE = 1e-8
 
 
 class Phase(Enum):
@@ -36,18 +39,52 @@ class Quantizer(nn.Module):
     def __init__(self, spec: QuantSpec, channels: tuple[int, ...] = ()):
         super().__init__()
         self.spec = spec
-        if spec.groups > 1:
+        if spec.split:
             size = channels[-1]
-            if size < spec.groups:
-                raise ValueError(f"{size} channels cannot be split in {spec.groups} groups")
-            # First half, second half; an odd channel goes to the second half as in the official code.
-            index = (torch.arange(size) // max(1, size // spec.groups)).clamp_max(spec.groups - 1)
-            self.register_buffer("group_of", index, persistent=False)
+            if not 0 < spec.split < size:
+                raise ValueError(f"{size} channels cannot be split after the first {spec.split}")
+            self.register_buffer(
+                "group_of", (torch.arange(size) >= spec.split).long(), persistent=False
+            )
         shape = (channels[0], spec.groups) if spec.per_channel else (spec.groups,)
         self.lower = nn.Parameter(torch.full(shape, -1.0), requires_grad=False)
         self.upper = nn.Parameter(torch.full(shape, 1.0), requires_grad=False)
+        self.scale: nn.Parameter | None = None
+        self.zero_point: nn.Parameter | None = None
         self.phase = Phase.QUANTIZED
         self.observer: RangeObserver | None = None
+        self.find: Finder | None = None
+
+    def learn_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """Make (scale, zero_point) the parameters instead of the bounds, until `settle`.
+
+        Standard sign: lower = -zero_point * scale, upper = (n - zero_point) * scale, so the gradients of the
+        bounds become those of LSQ, Q-Diffusion and EfficientDM. A zero point that is learned is rounded
+        with a straight-through gradient, except in the form REAL_ZP.
+        """
+        scale = scale_of(self.lower, self.upper, self.spec.levels).detach()
+        zero_point = -zero_of(self.lower, scale, self.spec.form).detach()
+        self.scale = nn.Parameter(scale, requires_grad=False)
+        self.zero_point = nn.Parameter(zero_point, requires_grad=False)
+        return self.scale, self.zero_point
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """End `learn_scale`: what was learned becomes the bounds."""
+        lower, upper = self.bounds()
+        self.lower.copy_(lower)
+        self.upper.copy_(upper)
+        self.scale = self.zero_point = None
+
+    def bounds(self) -> tuple[Tensor, Tensor]:
+        """(lower, upper) in the shape of the parameters, with gradient to what is learned."""
+        if self.scale is None or self.zero_point is None:
+            return self.lower, self.upper
+        zero_point = self.zero_point
+        if self.spec.form is not Form.REAL_ZP:
+            zero_point = zero_point + (zero_point.round() - zero_point).detach()
+        scale = self.scale.clamp_min(MIN_SCALE)
+        return -zero_point * scale, (self.spec.levels - zero_point) * scale
 
     def _expand(self, bound: Tensor, ndim: int) -> Tensor:
         """Bounds -> a tensor that broadcasts against an input of `ndim` dimensions."""
@@ -60,9 +97,27 @@ class Quantizer(nn.Module):
         return bound.reshape(shape)
 
     def _bounds(self, ndim: int) -> tuple[Tensor, Tensor]:
+        lower, upper = self.bounds()
         if self.spec.groups == 1 and not self.spec.per_channel:
-            return self.lower.reshape(()), self.upper.reshape(())
-        return self._expand(self.lower, ndim), self._expand(self.upper, ndim)
+            return lower.reshape(()), upper.reshape(())
+        return self._expand(lower, ndim), self._expand(upper, ndim)
+
+    def rows(self, x: Tensor) -> list[Tensor]:
+        """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
+        parts = [x]
+        if self.spec.groups > 1:
+            axis = self.spec.channel_axis % x.ndim
+            parts = [
+                x.index_select(axis, (self.group_of == g).nonzero().flatten())
+                for g in range(self.spec.groups)
+            ]
+        return [p.reshape(p.shape[0] if self.spec.per_channel else 1, -1) for p in parts]
+
+    def search(self, x: Tensor, search: RangeSearch) -> tuple[Tensor, Tensor]:
+        """Bounds that `search` finds for each range of `x`, in the shape of the parameters."""
+        found = [search(rows, self.spec) for rows in self.rows(x.detach())]
+        lower, upper = (torch.stack(bound, -1) for bound in zip(*found, strict=True))
+        return lower.reshape(self.lower.shape), upper.reshape(self.lower.shape)
 
     def observe(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Minimum and maximum of `x` per range, in the shape of the parameters."""
@@ -105,8 +160,12 @@ class Quantizer(nn.Module):
         if self.phase is Phase.QUANTIZED:
             return fake_quantize(x, *self._bounds(x.ndim), self.spec.levels, self.spec.form)
         if self.phase is Phase.OBSERVING and self.observer is not None:
-            self.observer.update(*self.observe(x))
+            bounds = self.observe(x) if self.find is None else self.find(self, x)
+            self.observer.update(*bounds)
         return x
+
+
+Finder = Callable[[Quantizer, Tensor], tuple[Tensor, Tensor]]
 
 
 def quantizers(module: nn.Module) -> list[Quantizer]:
@@ -130,15 +189,21 @@ def set_phase(module: nn.Module, phase: Phase) -> Iterator[None]:
 
 @contextlib.contextmanager
 def observing(
-    module: nn.Module, mode: RangeMode = "ema", include_zero: bool = False
+    module: nn.Module,
+    mode: RangeMode = "ema",
+    include_zero: bool = False,
+    momentum: float = 0.95,
+    find: Finder | None = None,
 ) -> Iterator[None]:
     """Record ranges of what passes through; on exit they become the bounds.
 
-    Quantizers that saw nothing keep their bounds (weights are set by `QuantizedLayer.init_weights`).
+    find: (quantizer, tensor) -> bounds of one batch; by default its minimum and maximum. Quantizers that
+    saw nothing keep their bounds (weights are set by `QuantizedLayer.init_weights`).
     """
     found = quantizers(module)
     for quantizer in found:
-        quantizer.observer = RangeObserver(mode)
+        quantizer.observer = RangeObserver(mode, momentum)
+        quantizer.find = find
     try:
         with set_phase(module, Phase.OBSERVING):
             yield
@@ -148,4 +213,4 @@ def observing(
                 quantizer.set_bounds(seen.lower, seen.upper, include_zero)
     finally:
         for quantizer in found:
-            quantizer.observer = None
+            quantizer.observer = quantizer.find = None

@@ -15,11 +15,16 @@ class Form(StrEnum):
     REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away from 0.
     INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties away.
     AFFINE: as INT_ZP with ties to even: the standard scale / zero_point form of the baselines.
+    LSQ: the grid of AFFINE; what is clipped is decided by x against the bounds, not by its code (methods.md 4.2).
+    REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers: EfficientDM's
+    released activation quantizer (methods.md 7.5c), for `official` runs only.
     """
 
     REAL_OFFSET = "real_offset"
     INT_ZP = "int_zp"
     AFFINE = "affine"
+    LSQ = "lsq"
+    REAL_ZP = "real_zp"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,18 +32,24 @@ class QuantSpec:
     """Bits and grid of one quantizer.
 
     per_channel: one range per output channel (dim 0), for weights; else per tensor.
-    groups: ranges along the input-channel axis; 2 is PassionSR's `split` (methods.md 8.1).
-    channel_axis: the input-channel axis that `groups` refers to.
+    split: 0 for one range; else two ranges along the input-channel axis, the first for this many channels
+    (half of them in PassionSR, methods.md 8.1; those of the hidden state in Q-Diffusion, 6.1).
+    channel_axis: the input-channel axis that `split` refers to.
     """
 
     bits: int
     form: Form = Form.AFFINE
     per_channel: bool = False
-    groups: int = 1
+    split: int = 0
     channel_axis: int = 1
 
     def __post_init__(self) -> None:
         check_bits(self.bits)
+
+    @property
+    def groups(self) -> int:
+        """Ranges along the channel axis."""
+        return 2 if self.split else 1
 
     @property
     def levels(self) -> int:
