@@ -11,24 +11,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from passionsr.calibration import CalibrationBatch
 from passionsr.fit import FitLog
 from passionsr.layers import AttentionConfig, LayerConfig
-from passionsr.method import (
-    bits_for,
-    copy_model,
-    eight_bit_layers,
-    first_inputs,
-    init_ranges,
-    outputs,
-    sub_models,
-)
+from passionsr.method import in_sequence, init_ranges, swapped
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
 from passionsr.quant.spec import Scheme
-from passionsr.surgery import SwapRow, swap_attention, swap_layers
+from passionsr.surgery import SwapRow
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,23 +31,18 @@ class MinMax:
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every Conv2d / Linear of the scope and the UNet's attentions swapped."""
-        copy = copy_model(model)
-        exceptions = eight_bit_layers(copy, scope)
-
-        def layer(name: str, _: nn.Module) -> LayerConfig:
-            weight_bits, act_bits = bits_for(scheme, name, exceptions)
-            return LayerConfig(weight_bits=weight_bits, act_bits=act_bits)
-
-        report = swap_layers(copy, scope, layer)
-        report += swap_attention(copy, lambda *_: AttentionConfig(act_bits=scheme.act_bits))
-        return copy, report
+        return swapped(
+            model,
+            scheme,
+            scope,
+            lambda _, __, w, a: LayerConfig(weight_bits=w, act_bits=a),
+            lambda *_: AttentionConfig(act_bits=scheme.act_bits),
+        )
 
     def calibrate(
         self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
     ) -> FitLog:
         """One pass per sub-model: encoder, UNet, decoder, each fed by its quantized predecessor."""
-        inputs = first_inputs(batches, scope)
-        for sub in sub_models(model, scope):
+        for sub, inputs, _ in in_sequence(model, batches, scope):
             init_ranges(sub, inputs, self.minmax_mode, include_zero=True)
-            inputs = outputs(sub, inputs)
         return FitLog()

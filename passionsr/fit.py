@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -15,11 +16,32 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Adam over `epochs` passes; the learning rate is multiplied by `decay` in the last epoch half."""
+    """Adam (AdamW with `weight_decay`) for `steps`, or `epochs` passes where steps is None.
 
-    epochs: int
-    lr: float
+    schedule: "constant"; "cosine" or "linear" to 0 over the run; "halves": times `decay` in the second
+    half of the epochs.
+    """
+
+    lr: float = 1.0
+    epochs: int = 1
+    steps: int | None = None
+    schedule: Literal["constant", "halves", "cosine", "linear"] = "constant"
     decay: float = 1.0
+    weight_decay: float = 0.0
+
+    def total(self, batches: int) -> int:
+        """Steps over a set of `batches`."""
+        return self.epochs * batches if self.steps is None else self.steps
+
+    def factor(self, step: int, batches: int) -> float:
+        """The learning rate's factor at a step."""
+        share = step / max(1, self.total(batches))
+        if self.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * share))
+        if self.schedule == "linear":
+            return 1 - share
+        late = self.epochs > 1 and step // batches >= (self.epochs + 1) // 2
+        return self.decay if self.schedule == "halves" and late else 1.0
 
 
 @dataclass
@@ -44,7 +66,7 @@ EVALUATED = 4  # batches that the loss before and after a stage is measured on
 @torch.no_grad()
 def mean_loss(loss_fn: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> float:
     """Mean over the first batches, without gradient."""
-    chosen = batches[:EVALUATED]
+    chosen = [batches[i] for i in range(min(EVALUATED, len(batches)))]
     return sum(float(loss_fn(batch)) for batch in chosen) / len(chosen)
 
 
@@ -55,43 +77,45 @@ def fit(
     config: FitConfig,
     log: FitLog,
     stage: str,
-    after_step: Callable[[], None] | None = None,
+    regulariser: Callable[[int], Tensor | float] | None = None,
 ) -> None:
     """Minimise `loss_fn` over `groups`; everything else keeps its bits.
 
     Gradients are zeroed every step. The parameters require a gradient only inside this call.
-    Batches come in the given order in every epoch (they were shuffled once, with the run's seed).
-    Raises FloatingPointError, naming stage and step, if the loss is not finite.
+    Batches come in the given order, over and over (they were shuffled once, with the run's seed).
+    regulariser: of the step (from 1), added to the loss that is minimised and logged per step, but not to
+    the stage's loss before and after. Raises FloatingPointError, naming stage and step, if the loss is not finite.
     """
     params = [p for group in groups for p in group.params]
-    if not params or config.epochs == 0:
+    total = config.total(len(batches))
+    if not params or total == 0:
         return
     started = time.perf_counter()
     before = mean_loss(loss_fn, batches)
-    optimizer = torch.optim.Adam(
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    optimizer = kind(
         [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params],
         betas=(0.9, 0.999),
+        weight_decay=config.weight_decay,
     )
+    rates = [group["lr"] for group in optimizer.param_groups]
     for parameter in params:
         parameter.requires_grad_(True)
     try:
-        step = 0
-        for epoch in range(config.epochs):
-            if config.epochs > 1 and epoch == (config.epochs + 1) // 2 and config.decay != 1.0:
-                for group in optimizer.param_groups:
-                    group["lr"] *= config.decay
-            for batch in batches:
-                loss = loss_fn(batch)
-                value = float(loss.detach())
-                if not torch.isfinite(loss.detach()):
-                    raise FloatingPointError(f"{stage}: the loss is {value} at step {step}")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                if after_step is not None:
-                    after_step()
-                log.rows.append({"stage": stage, "epoch": epoch, "step": step, "loss": value})
-                step += 1
+        for step in range(total):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * config.factor(step, len(batches))
+            loss = loss_fn(batches[step % len(batches)])
+            if regulariser is not None:
+                loss = loss + regulariser(step + 1)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise FloatingPointError(f"{stage}: the loss is {value} at step {step}")
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            epoch = step // len(batches)
+            log.rows.append({"stage": stage, "epoch": epoch, "step": step, "loss": value})
     finally:
         for parameter in params:
             parameter.requires_grad_(False)
@@ -101,7 +125,7 @@ def fit(
             "stage": stage,
             "loss_before": before,
             "loss_after": mean_loss(loss_fn, batches),
-            "steps": step,
+            "steps": total,
             "parameters": sum(p.numel() for p in params),
             "seconds": time.perf_counter() - started,
         }

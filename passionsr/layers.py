@@ -36,6 +36,7 @@ class LayerConfig:
     act_bits: int
     form: Form = Form.AFFINE
     act_form: Form | None = None
+    per_channel: bool = True
     split: int = 0
     let: bool = False
     quantize_bias: bool = False
@@ -60,7 +61,10 @@ class QuantizedLayer(nn.Module):
         if self.is_conv and (layer.groups != 1 or layer.padding_mode != "zeros"):
             raise ValueError("grouped convolutions and non-zero padding modes are not supported")
         weight_spec = QuantSpec(
-            bits=config.weight_bits, form=config.form, per_channel=True, split=config.split
+            bits=config.weight_bits,
+            form=config.form,
+            per_channel=config.per_channel,
+            split=config.split,
         )
         act_spec = QuantSpec(
             bits=config.act_bits,
@@ -86,6 +90,7 @@ class QuantizedLayer(nn.Module):
         self.transform = ChannelTransform(in_channels, self.is_conv) if config.let else None
         self.frozen = False
         self._cached_weight: Tensor | None = None
+        self._cache_key: list[tuple[int, int]] | None = None
 
     # -- calibration --------------------------------------------------------------------------
 
@@ -104,8 +109,8 @@ class QuantizedLayer(nn.Module):
     @torch.no_grad()
     def init_weights(self, include_zero: bool = False, find: Finder = Quantizer.observe) -> None:
         """Set the weight's bounds by `find` (under the current LET), the bias's to its extremes."""
-        weight = self.weight if self.transform is None else self.transform.weight(self.weight)
-        self.weight_quantizer.set_bounds(*find(self.weight_quantizer, weight), include_zero)
+        bounds = find(self.weight_quantizer, self._transformed_weight())
+        self.weight_quantizer.set_bounds(*bounds, include_zero)
         bias, _ = self._bias_and_border((64, 64))
         if self.bias_quantizer is not None and bias is not None:
             self.bias_quantizer.set_bounds(*self.bias_quantizer.observe(bias), include_zero)
@@ -130,21 +135,40 @@ class QuantizedLayer(nn.Module):
         """As the float layer: Conv2d (N, C, H, W) or Linear (..., C)."""
         if self.frozen:
             return self._frozen_forward(x)
-        weight = self.weight
         if self.transform is not None:
             if self.transform.collecting:
                 self.transform.collect(x, self.weight, *self._let_init)
                 return self._op(x, self.weight, self.bias)
             size = tuple(x.shape[-2:])
             bias, border = self._bias_and_border(size)
-            x, weight = self.transform.input(x), self.transform.weight(weight)
+            x = self.transform.input(x)
         else:
             bias, border, size = self.bias, None, (0, 0)
-        if self.weight_quantizer.phase is Phase.QUANTIZED:
-            weight = self.weight_quantizer(weight)
+        if self.weight_quantizer.phase is not Phase.QUANTIZED:
+            weight = self._transformed_weight()
+        else:
+            weight = self._quantized_weight()
             if self.bias_quantizer is not None and bias is not None:
                 bias = self.bias_quantizer(bias)
         return self._product(x, weight, bias, border, size)
+
+    def _transformed_weight(self) -> Tensor:
+        return self.weight if self.transform is None else self.transform.weight(self.weight)
+
+    def _quantized_weight(self) -> Tensor:
+        """The fake-quantized weight; computed once for as long as nothing it depends on changes or trains."""
+        sources = [self.weight, *self.weight_quantizer.parameters()]
+        if self.transform is not None:
+            sources += self.transform.parameters()
+        if not all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources):
+            self._cached_weight = self._cache_key = None
+            return self.weight_quantizer(self._transformed_weight())
+        key = [(id(s), s._version) for s in sources]
+        if self._cached_weight is None or key != self._cache_key:
+            with torch.no_grad():
+                self._cached_weight = self.weight_quantizer(self._transformed_weight())
+            self._cache_key = key
+        return self._cached_weight
 
     def _product(
         self,
@@ -185,7 +209,8 @@ class QuantizedLayer(nn.Module):
         if self.frozen:
             return
         # 64 is a multiple of every stride and larger than the border map of every kernel here.
-        weight = self.weight if self.transform is None else self.transform.weight(self.weight)
+        self._cached_weight = self._cache_key = None
+        weight = self._transformed_weight()
         bias, border = self._bias_and_border((64, 64))
         codes = self.weight_quantizer.codes(weight)
         self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)

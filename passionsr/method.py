@@ -5,10 +5,10 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -16,12 +16,27 @@ from torch import Tensor, nn
 from passionsr.calibration import CalibrationBatch
 from passionsr.files import UserError
 from passionsr.fit import FitLog
-from passionsr.layers import QuantizedLayer, as_float, freeze, quantized_modules
+from passionsr.layers import (
+    AttentionConfig,
+    LayerConfig,
+    QuantizedLayer,
+    as_float,
+    freeze,
+    quantized_modules,
+)
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
-from passionsr.quant.quantizers import Finder, Quantizer, observing
+from passionsr.quant.quantizers import Finder, Phase, Quantizer, observing, quantizers
 from passionsr.quant.spec import Scheme
-from passionsr.surgery import PASSIONSR_8BIT, SwapRow, check_scope, match_layers, match_patterns
+from passionsr.surgery import (
+    PASSIONSR_8BIT,
+    SwapRow,
+    check_scope,
+    match_layers,
+    match_patterns,
+    swap_attention,
+    swap_layers,
+)
 
 
 class Method(Protocol):
@@ -61,23 +76,41 @@ def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
     return cls(**(options or {}))
 
 
-def eight_bit_layers(model: OneStepSR, scope: str) -> set[str]:
-    """PassionSR's 8-bit exceptions inside the scope (methods.md 8.1)."""
+Patterns = Mapping[str, Sequence[str]]
+Exceptions = Literal["passionsr", "native"]
+
+
+def layers_matching(model: OneStepSR, scope: str, patterns: Patterns) -> set[str]:
+    """Names of the scope's layers that match the patterns of their part ("unet", "vae")."""
     names = [name for name, _ in match_layers(model, scope)]
-    patterns = [p for part in check_scope(scope) for p in PASSIONSR_8BIT[part]]
-    return match_patterns(names, patterns)
+    return match_patterns(names, [p for part in check_scope(scope) for p in patterns[part]])
 
 
-def bits_for(scheme: Scheme, name: str, exceptions: set[str]) -> tuple[int, int]:
-    """(weight bits, activation bits) of a layer: exceptions have at least 8."""
-    if name in exceptions:
-        return max(8, scheme.weight_bits), max(8, scheme.act_bits)
-    return scheme.weight_bits, scheme.act_bits
+def swapped(
+    model: OneStepSR,
+    scheme: Scheme,
+    scope: str,
+    configure: Callable[[str, nn.Module, int, int], LayerConfig | None],
+    attention: Callable[[str, nn.Module], AttentionConfig] | None,
+    eight_bit: Patterns = PASSIONSR_8BIT,
+) -> tuple[OneStepSR, list[SwapRow]]:
+    """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
 
+    configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer float. The bits are
+    the scheme's, and at least 8 where `eight_bit` matches. attention: None leaves the products float.
+    """
+    copy = deepcopy(model).eval().requires_grad_(False)
+    exceptions = layers_matching(copy, scope, eight_bit)
 
-def copy_model(model: OneStepSR) -> OneStepSR:
-    """A deep copy in eval mode without gradients."""
-    return deepcopy(model).eval().requires_grad_(False)
+    def layer(name: str, module: nn.Module) -> LayerConfig | None:
+        least = 8 if name in exceptions else 0
+        bits = max(least, scheme.weight_bits), max(least, scheme.act_bits)
+        return configure(name, module, *bits)
+
+    report = swap_layers(copy, scope, layer)
+    if attention is not None:
+        report += swap_attention(copy, attention)
+    return copy, report
 
 
 # -- sub-models in calibration order (methods.md 2.5) ---------------------------------------------
@@ -110,20 +143,36 @@ def sub_models(model: OneStepSR, scope: str) -> list[SubModel]:
     ]
 
 
-def first_inputs(batches: Sequence[CalibrationBatch], scope: str) -> list[Tensor]:
-    """Inputs of the first sub-model: images, or float latents in scope U."""
-    return [b.latent if scope == "U" else b.image for b in batches]
+def in_sequence(
+    model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+) -> Iterator[tuple[SubModel, list[Tensor], list[tuple[Tensor, Tensor]]]]:
+    """Each sub-model with its inputs, and (input, target) pairs for a fit.
+
+    Inputs are images (float latents in scope U), then what the quantized predecessor makes of them: the
+    caller calibrates a sub-model before it asks for the next.
+    """
+    inputs = [b.latent if scope == "U" else b.image for b in batches]
+    subs = sub_models(model, scope)
+    for sub in subs:
+        yield sub, inputs, [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
+        if sub is not subs[-1]:
+            with torch.no_grad():
+                inputs = [sub.run(x) for x in inputs]
 
 
-@torch.no_grad()
-def outputs(sub: SubModel, inputs: Sequence[Tensor]) -> list[Tensor]:
-    """The sub-model's (quantized) outputs: the next one's inputs."""
-    return [sub.run(x) for x in inputs]
+def output_loss(sub: SubModel) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    """MSE between the sub-model's output and the float teacher's, of one (input, target) pair."""
+    return lambda pair: nn.functional.mse_loss(sub.run(pair[0]), pair[1])
 
 
 def parts_of(sub: SubModel) -> list[nn.Module]:
     """Quantized layers and attentions of a sub-model."""
     return [part for module in sub.modules for part in quantized_modules(module)]
+
+
+def sub_quantizers(sub: SubModel) -> list[Quantizer]:
+    """Quantizers of a sub-model."""
+    return [q for module in sub.modules for q in quantizers(module)]
 
 
 @contextlib.contextmanager
@@ -143,17 +192,35 @@ def init_ranges(
     momentum: float = 0.95,
     find: Finder | None = None,
     find_weight: Finder = Quantizer.observe,
+    quantized_weights: bool = False,
 ) -> None:
-    """Weight bounds from the weights, activation bounds from one float pass over `inputs`.
+    """Weight bounds from the weights, activation bounds from one pass over `inputs`.
 
-    find, find_weight: other statistics than minimum and maximum, see `observing`.
+    find, find_weight: other statistics than minimum and maximum, see `observing`. quantized_weights: the
+    pass runs with quantized weights instead of float ones (activations are float either way).
     """
     for part in parts_of(sub):
         if isinstance(part, QuantizedLayer):
             part.init_weights(include_zero, find_weight)
     with _all([observing(m, mode, include_zero, momentum, find) for m in sub.modules]):
+        if quantized_weights:
+            _quantize_weights(sub)
         for x in inputs:
             sub.run(x)
+
+
+def _quantize_weights(sub: SubModel) -> None:
+    for part in parts_of(sub):
+        if isinstance(part, QuantizedLayer):
+            part.weight_quantizer.phase = Phase.QUANTIZED
+
+
+@contextlib.contextmanager
+def weights_only(sub: SubModel) -> Iterator[None]:
+    """Run the sub-model with quantized weights and float activations."""
+    with _all([as_float(m) for m in sub.modules]):
+        _quantize_weights(sub)
+        yield
 
 
 @torch.no_grad()
@@ -177,9 +244,12 @@ def quantize_model(
     scheme: Scheme,
     scope: str,
     batches: Sequence[CalibrationBatch],
+    seed: int = 0,
 ) -> tuple[OneStepSR, FitLog, list[SwapRow]]:
-    """prepare, calibrate and freeze; the same for every method."""
-    prepared, report = method.prepare(model, scheme, scope)
-    log = method.calibrate(prepared, batches, scope)
+    """prepare, calibrate and freeze; the same for every method. `seed`: of all random numbers drawn."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        prepared, report = method.prepare(model, scheme, scope)
+        log = method.calibrate(prepared, batches, scope)
     freeze(prepared)
     return prepared, log, report

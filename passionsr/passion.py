@@ -23,20 +23,17 @@ from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.layers import AttentionConfig, LayerConfig
 from passionsr.method import (
     SubModel,
-    bits_for,
-    copy_model,
-    eight_bit_layers,
-    first_inputs,
+    in_sequence,
     init_let,
     init_ranges,
-    outputs,
-    sub_models,
+    output_loss,
+    sub_quantizers,
+    swapped,
 )
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
-from passionsr.quant.quantizers import Quantizer, quantizers
 from passionsr.quant.spec import Form, Scheme
-from passionsr.surgery import SwapRow, match_attention, swap_attention, swap_layers
+from passionsr.surgery import SwapRow, match_attention
 from passionsr.transforms import LearnedScale, ScaleInit
 
 
@@ -70,13 +67,10 @@ class PassionSR:
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
-        copy = copy_model(model)
-        exceptions = eight_bit_layers(copy, scope)
         form = Form(self.lbq_form)
-        tokens = self._attention_tokens(copy) if self.let else {}
+        tokens = self._attention_tokens(model) if self.let else {}
 
-        def layer(name: str, module: nn.Module) -> LayerConfig:
-            weight_bits, act_bits = bits_for(scheme, name, exceptions)
+        def layer(name: str, module: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(
                 weight_bits=weight_bits,
                 act_bits=act_bits,
@@ -96,9 +90,7 @@ class PassionSR:
                 let_tokens=tokens.get(name),
             )
 
-        report = swap_layers(copy, scope, layer)
-        report += swap_attention(copy, attention)
-        return copy, report
+        return swapped(model, scheme, scope, layer, attention)
 
     def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
         """Key tokens per attention: the context's length, or what one pass at let_latent_size shows."""
@@ -128,27 +120,16 @@ class PassionSR:
     ) -> FitLog:
         """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
         log = FitLog()
-        inputs = first_inputs(batches, scope)
-        for sub in sub_models(model, scope):
+        for sub, inputs, pairs in in_sequence(model, batches, scope):
             if self.let:
                 init_let(sub, inputs, self.let_alpha, self.let_scale_init)
             init_ranges(sub, inputs, self.act_range_init)
+            decay = self.unet_decay if sub.name == "unet" else 1.0
             for stage, groups, epochs, reinit in self._stages(sub):
-                pairs = [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
-                config = FitConfig(
-                    epochs=epochs, lr=1.0, decay=self.unet_decay if sub.name == "unet" else 1.0
-                )
-                fit(
-                    groups,
-                    lambda pair, sub=sub: nn.functional.mse_loss(sub.run(pair[0]), pair[1]),
-                    pairs,
-                    config,
-                    log,
-                    f"{sub.name}.{stage}",
-                )
+                config = FitConfig(epochs=epochs, schedule="halves", decay=decay)
+                fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.{stage}")
                 if reinit:
                     init_ranges(sub, inputs, self.act_range_init)
-            inputs = outputs(sub, inputs)
         return log
 
     def _stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
@@ -182,5 +163,7 @@ def let_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
 
 def lbq_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
     """LBQ's parameters: both bounds of every quantizer, the step relative to the mean width."""
-    found: list[Quantizer] = [q for module in sub.modules for q in quantizers(module)]
-    return [ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean())) for q in found]
+    return [
+        ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean()))
+        for q in sub_quantizers(sub)
+    ]

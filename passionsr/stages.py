@@ -127,8 +127,6 @@ def _versions() -> dict[str, str]:
 
 def calibrate(config: Config, run: Run) -> None:
     """Quantize the float model for one run: artifact, curves, layer report, run.json (written last)."""
-    import torch
-
     from passionsr.bench import peak_mib
     from passionsr.calibration import make_batches
     from passionsr.diagnostics import RANGE_COLUMNS, let_ranges
@@ -137,7 +135,6 @@ def calibrate(config: Config, run: Run) -> None:
     from passionsr.method import load_method, quantize_model
     from passionsr.quant.spec import Scheme
 
-    torch.manual_seed(run.seed)
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
@@ -147,7 +144,7 @@ def calibrate(config: Config, run: Run) -> None:
     batches = make_batches(teacher, images, config.batch_size, run.seed)
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
     model, fit_log, report = quantize_model(
-        method, teacher, Scheme.parse(run.scheme), run.scope, batches
+        method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
     )
     seconds = time.perf_counter() - started
     folder = run_folder(config, run.run_id)

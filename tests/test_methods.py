@@ -21,7 +21,11 @@ from passionsr.transforms import LearnedScale
 
 METHODS = load_methods("config/methods.yaml")
 # Steps large enough to move every parameter visibly within the few steps of a test.
-FAST = {"passionsr.passion:PassionSR": {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3}}
+FAST = {
+    "passionsr.passion:PassionSR": {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3},
+    "baselines.lsq:LSQ": {"epochs": 1, "act_lr": 1e-3, "weight_lr": 1e-4},
+    "baselines.efficientdm:EfficientDM": {"steps": 3, "lora_lr": 0.01},
+}
 
 
 def build(name):
@@ -165,9 +169,9 @@ def record_stages(method, tiny, batches, monkeypatch):
     names = {id(p): n for n, p in prepared.named_parameters()}
     moved = {}
 
-    def spy(groups, loss_fn, pairs, config, log, stage, after_step=None):
+    def spy(groups, loss_fn, pairs, config, log, stage):
         before = state(prepared)
-        fit(groups, loss_fn, pairs, config, log, stage, after_step)
+        fit(groups, loss_fn, pairs, config, log, stage)
         after = state(prepared)
         moved[stage] = {k for k in before if not torch.equal(before[k], after[k])}
         allowed = {names[id(p)] for g in groups for p in g.params}

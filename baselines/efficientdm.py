@@ -1,0 +1,196 @@
+"""EfficientDM (He et al., ICLR 2024): QALoRA with scale-aware learning rates, learned steps (methods.md 7).
+
+W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the integers of the
+artifact are those of training. Trained together: A, B; weight scales (zero points fixed); activation scales and
+zero points. AdamW, linear decay to 0, loss the sum of squared errors against the float teacher.
+One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the data-free start from noise would
+be off-distribution, so the calibration latents are used (7.4). UNet target: x0; VAE [ours]: latent and image.
+Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers, with the one
+scale shared); zero points rounded straight-through (act_zp="real" is the released form, not integer-
+executable). exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
+does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are quantized with
+quant_attn_matmul.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import partial
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from passionsr.calibration import CalibrationBatch
+from passionsr.files import UserError
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.layers import AttentionConfig, LayerConfig, QuantizedLayer
+from passionsr.method import (
+    Exceptions,
+    SubModel,
+    in_sequence,
+    init_ranges,
+    parts_of,
+    sub_quantizers,
+    swapped,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.search import shrink_search
+from passionsr.quant.spec import Form, Scheme
+from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+
+NATIVE_8BIT = {
+    "unet": ("unet.time_embedding.linear_*", "unet.conv_in", "unet.conv_out"),
+    "vae": (
+        "vae.encoder.conv_in",
+        "vae.quant_conv",
+        "vae.post_quant_conv",
+        "vae.encoder.conv_out",
+        "vae.decoder.conv_in",
+        "vae.decoder.conv_out",
+    ),
+}
+NATIVE_FLOAT = (".conv_shortcut", ".downsamplers.0.conv")
+
+
+class QALoRA(nn.Module):
+    """W -> base + B A, as a parametrization of a layer's weight (merge formula of methods.md 1.3, scaling 1).
+
+    base: the float weight, or (codes - zero_point) * scale with the quantizer's own, learned scale.
+    """
+
+    def __init__(self, layer: QuantizedLayer, rank: int, integer_base: bool):
+        super().__init__()
+        weight = layer.weight
+        fan_in = math.prod(weight.shape[1:])
+        # PyTorch's default layer initialisation for A, zero for B.
+        self.a = nn.Parameter(torch.empty(rank, *weight.shape[1:]).uniform_(-1, 1) / fan_in**0.5)
+        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        self.requires_grad_(False)
+        self.steps: Tensor | None = None
+        if integer_base:
+            codes = layer.weight_quantizer.codes(weight).to(weight.dtype)
+            zero_point = layer.weight_quantizer.zero_point
+            assert zero_point is not None
+            self.steps = codes - zero_point.reshape(-1, *[1] * (weight.ndim - 1))
+            self._quantizer = (layer.weight_quantizer,)  # in a tuple: not a submodule of this one
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """Same shape as `weight`."""
+        if self.steps is not None:
+            scale = self._quantizer[0].scale
+            weight = self.steps * scale.reshape(-1, *[1] * (weight.ndim - 1))
+        return weight + (self.b @ self.a.flatten(1)).reshape(weight.shape)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EfficientDM:
+    """Options; steps per sub-model.
+
+    lora_lr: as a share of a layer's mean weight scale (1 / 2500 in the released code). weight_lr, act_lr: Adam
+    steps of weight scales, and of activation scales and zero points. init_images: for the activation search.
+    """
+
+    rank: int = 32
+    qalora_base: Literal["float", "int"] = "float"
+    act_zp: Literal["rounded", "real"] = "rounded"
+    exceptions: Exceptions = "passionsr"
+    quant_attn_matmul: bool = False
+    steps: int = 2000
+    lora_lr: float = 1 / 2500
+    weight_lr: float = 1e-6
+    act_lr: float = 5e-4
+    weight_decay: float = 0.01
+    init_images: int = 32
+
+    def __post_init__(self) -> None:
+        if self.qalora_base not in ("float", "int"):
+            raise UserError(f"qalora_base {self.qalora_base!r} is unknown: give 'float' or 'int'")
+        if self.act_zp not in ("rounded", "real"):
+            raise UserError(f"act_zp {self.act_zp!r} is unknown: give 'rounded' or 'real'")
+
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
+        """A copy with the layers swapped; attention only with quant_attn_matmul."""
+        native = self.exceptions == "native"
+
+        def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig | None:
+            if native and name.endswith(NATIVE_FLOAT):
+                return None
+            return LayerConfig(weight_bits=weight_bits, act_bits=act_bits, act_form=self._act_form)
+
+        attention = (
+            (lambda *_: AttentionConfig(act_bits=scheme.act_bits, form=self._act_form))
+            if self.quant_attn_matmul
+            else None
+        )
+        eight_bit = NATIVE_8BIT if native else PASSIONSR_8BIT
+        return swapped(model, scheme, scope, layer, attention, eight_bit)
+
+    @property
+    def _act_form(self) -> Form:
+        return Form.REAL_ZP if self.act_zp == "real" else Form.AFFINE
+
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
+        """Ranges, then one joint fit per sub-model; LoRA is merged at its end."""
+        log = FitLog()
+        config = FitConfig(steps=self.steps, schedule="linear", weight_decay=self.weight_decay)
+        find = partial(Quantizer.search, search=shrink_search)
+        untrained = self._untrained(model)
+        for sub, inputs, pairs in in_sequence(model, batches, scope):
+            first = torch.cat(inputs)[: self.init_images]
+            init_ranges(sub, [first], "first", include_zero=True, find=find)
+            layers = [
+                p for p in parts_of(sub) if isinstance(p, QuantizedLayer) and p not in untrained
+            ]
+            groups = self._groups(sub, layers, untrained)
+            fit(groups, partial(_squared_error, sub), pairs, config, log, f"{sub.name}.qalora")
+            merge(layers)
+            for quantizer in sub_quantizers(sub):
+                quantizer.settle()
+        return log
+
+    def _untrained(self, model: OneStepSR) -> set[nn.Module]:
+        """Under `native`, the 8-bit layers keep their initial ranges (methods.md 7.1)."""
+        if self.exceptions != "native":
+            return set()
+        found = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
+        patterns = [p for part in NATIVE_8BIT.values() for p in part]
+        return {m for n, m in found.items() if any(fnmatchcase(n, p) for p in patterns)}
+
+    def _groups(
+        self, sub: SubModel, layers: Sequence[QuantizedLayer], untrained: set[nn.Module]
+    ) -> list[ParamGroup]:
+        groups = []
+        for layer in layers:
+            scale, _ = layer.weight_quantizer.learn_scale()
+            lora = QALoRA(layer, self.rank, self.qalora_base == "int")
+            parametrize.register_parametrization(layer, "weight", lora)
+            groups.append(ParamGroup([lora.a, lora.b], self.lora_lr * float(scale.mean())))
+            groups.append(ParamGroup([scale], self.weight_lr))
+        fixed = {q for m in untrained for q in (m.weight_quantizer, m.act_quantizer)}
+        fixed |= {layer.weight_quantizer for layer in layers}
+        for quantizer in sub_quantizers(sub):
+            if quantizer not in fixed:
+                groups.append(ParamGroup(list(quantizer.learn_scale()), self.act_lr))
+        return groups
+
+
+def _squared_error(sub: SubModel, pair: tuple[Tensor, Tensor]) -> Tensor:
+    """Summed, not averaged, as released; under Adam that is a constant factor."""
+    return (sub.run(pair[0]) - pair[1]).square().sum()
+
+
+def merge(layers: Sequence[QuantizedLayer]) -> None:
+    """Put W + B A in the place of each layer's weight; its integers are those of the last training forward."""
+    for layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.weight.requires_grad_(False)

@@ -1,0 +1,139 @@
+"""LSQ (Esser et al., ICLR 2020): learned step sizes, here for post-training quantization (methods.md 4).
+
+The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weights stay frozen, only step sizes
+are learned, against the float sub-model's output (latent, x0, image); model-wise as in methods.md 2.5.
+Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp); activations unsigned where the first batch is
+non-negative, else signed. Steps are per output channel for weights (`per_channel=False` is the paper's one per
+tensor). Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
+canonical step clips almost all of a post-softmax map (methods.md 4.5b); the gradient scale g is left out, since
+Adam is invariant to it. lsq_plus: asymmetric with a learned zero point (rounded straight-through),
+after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+VAE: the same rules; its attention products stay float.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from passionsr.calibration import CalibrationBatch
+from passionsr.files import UserError
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.layers import AttentionConfig, LayerConfig, QuantizedAttention, QuantizedLayer
+from passionsr.method import (
+    Exceptions,
+    SubModel,
+    in_sequence,
+    init_ranges,
+    output_loss,
+    parts_of,
+    sub_quantizers,
+    swapped,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.spec import Form, Scheme
+from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+
+# First and last layer (methods.md 4.1), of the UNet and of the VAE's two halves.
+NATIVE_8BIT = {
+    "unet": ("unet.conv_in", "unet.conv_out"),
+    "vae": (
+        "vae.encoder.conv_in",
+        "vae.quant_conv",
+        "vae.post_quant_conv",
+        "vae.decoder.conv_out",
+    ),
+}
+
+
+def lsq_bounds(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+    """(-Qn s, Qp s) with s = 2 mean|x| / sqrt(Qp); Qn = 0 where x is non-negative (methods.md 4.2)."""
+    n = quantizer.spec.levels
+    unsigned = bool(x.min() >= 0) and not quantizer.spec.per_channel
+    below, above = (0, n) if unsigned else ((n + 1) // 2, n // 2)
+    means = torch.stack([rows.abs().mean(1) for rows in quantizer.rows(x)], -1)
+    step = (2 * means / above**0.5).clamp_min(1e-8).reshape(quantizer.lower.shape)
+    return -below * step, above * step
+
+
+@dataclass(frozen=True, kw_only=True)
+class LSQ:
+    """Options.
+
+    act_lr, weight_lr: Adam steps of activation and weight step sizes, cosine to 0; with `relative_lr` they are
+    shares of each quantizer's mean step size. epochs: passes over the calibration set per sub-model.
+    """
+
+    lsq_plus: bool = False
+    lsq_init: Literal["minmax_p", "paper"] = "minmax_p"
+    per_channel: bool = True
+    exceptions: Exceptions = "passionsr"
+    epochs: int = 4
+    act_lr: float = 1e-4
+    weight_lr: float = 1e-5
+    relative_lr: bool = False
+
+    def __post_init__(self) -> None:
+        if self.lsq_init not in ("minmax_p", "paper"):
+            raise UserError(f"lsq_init {self.lsq_init!r} is unknown: give 'minmax_p' or 'paper'")
+
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
+        """A copy with every layer of the scope and the UNet's attentions swapped."""
+        form = Form.AFFINE if self.lsq_plus else Form.LSQ
+        return swapped(
+            model,
+            scheme,
+            scope,
+            lambda _, __, w, a: LayerConfig(
+                weight_bits=w, act_bits=a, form=form, per_channel=self.per_channel
+            ),
+            lambda *_: AttentionConfig(act_bits=scheme.act_bits, form=form),
+            PASSIONSR_8BIT if self.exceptions == "passionsr" else NATIVE_8BIT,
+        )
+
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
+        """Step sizes from the first batch, then learned on the whole set."""
+        log = FitLog()
+        config = FitConfig(epochs=self.epochs, schedule="cosine")
+        for sub, inputs, pairs in in_sequence(model, batches, scope):
+            self._init(sub, inputs)
+            groups = self._groups(sub)
+            fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.steps")
+            for quantizer in sub_quantizers(sub):
+                quantizer.settle()
+        return log
+
+    def _init(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+        if self.lsq_plus:
+            init_ranges(sub, inputs, "first", include_zero=True)
+            return
+        softmax = {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+
+        def find(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+            if quantizer in softmax and self.lsq_init == "minmax_p":
+                return torch.zeros_like(quantizer.lower), x.max().reshape(1)
+            return lsq_bounds(quantizer, x)
+
+        init_ranges(sub, inputs[:1], "first", find=find, find_weight=lsq_bounds)
+
+    def _groups(self, sub: SubModel) -> list[ParamGroup]:
+        weights = {p.weight_quantizer for p in parts_of(sub) if isinstance(p, QuantizedLayer)}
+        groups = []
+        for quantizer in sub_quantizers(sub):
+            scale, zero_point = quantizer.learn_scale()
+            lr = self.weight_lr if quantizer in weights else self.act_lr
+            unit = float(scale.mean()) if self.relative_lr else 1.0
+            groups.append(ParamGroup([scale], lr * unit))
+            if self.lsq_plus:
+                # A zero point is counted in steps: its move is that of the offset scale * zero_point.
+                groups.append(ParamGroup([zero_point], lr * unit / float(scale.mean())))
+        return groups
