@@ -192,15 +192,17 @@ def init_ranges(
     momentum: float = 0.95,
     find: Finder | None = None,
     find_weight: Finder = Quantizer.observe,
+    weights: bool = True,
     quantized_weights: bool = False,
 ) -> None:
     """Weight bounds from the weights, activation bounds from one pass over `inputs`.
 
-    find, find_weight: other statistics than minimum and maximum, see `observing`. quantized_weights: the
+    find, find_weight: other statistics than minimum and maximum, see `observing`. weights: False leaves
+    the weight bounds as they are. quantized_weights: the
     pass runs with quantized weights instead of float ones (activations are float either way).
     """
     for part in parts_of(sub):
-        if isinstance(part, QuantizedLayer):
+        if weights and isinstance(part, QuantizedLayer):
             part.init_weights(include_zero, find_weight)
     with _all([observing(m, mode, include_zero, momentum, find) for m in sub.modules]):
         if quantized_weights:

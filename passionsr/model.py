@@ -52,10 +52,14 @@ class OneStepSR(nn.Module):
         return float(self.vae.config.scaling_factor)
 
     @property
+    def latent_factor(self) -> int:
+        """Image pixels per latent pixel and axis."""
+        return 2 ** (len(self.vae.config.block_out_channels) - 1)
+
+    @property
     def size_multiple(self) -> int:
         """Image sides must be multiples of this (latent factor times the UNet's downsampling)."""
-        latent = 2 ** (len(self.vae.config.block_out_channels) - 1)
-        return latent * 2 ** (len(self.unet.config.block_out_channels) - 1)
+        return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def encode(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent, posterior mean (methods.md 1.4.9)."""

@@ -13,9 +13,11 @@ amplified 14.6 times into x0, and the decoder was never trained to hide them):
    perception back for fidelity and hold the colours.
 5. `sr_large`: the same on 256 px crops, the size of the test images. Normalisation statistics and attention depend
    on the size: trained on 64 px alone, the model darkens larger images by several levels.
-6. `colour_*`: the same path once more, shorter, on larger crops of varied colours, beginning with the autoencoder:
-   the decoder of the first pass could not express saturated reds and violets, which the photographs hardly hold, and
-   what the decoder cannot express no later stage can repair.
+6. `colour_autoencoder`: the VAE again, on crops of varied colours: the decoder of the first pass could not
+   express saturated reds and violets, and what the decoder cannot express no later stage can repair. It helped
+   little: two pairs of latent channels were nearly copies of each other, and none carried red - green.
+7. `chroma_*`: so the last two latent channels are first taught the chroma (`anchor`), which frees the decoder from
+   guessing it; then the path of stages 2 to 5 once more, shorter, on larger crops.
 
 Every batch depends only on (seed, stage, step), so a killed run resumes from its last checkpoint
 exactly where it was. Curves go to <work>/curves.csv.
@@ -84,11 +86,13 @@ STAGES = {
     "sr_fidelity": Stage(steps=160, batch=16, lr=2e-4),
     "sr_large": Stage(steps=130, batch=2, lr=2e-4, crop=256),
     "colour_autoencoder": Stage(steps=2000, batch=4, lr=8e-4, crop=128, colours=True),
-    "colour_latent": Stage(steps=800, batch=4, lr=6e-4, crop=128, colours=True),
-    "colour_sr": Stage(steps=1200, batch=6, lr=3e-4, crop=128, colours=True),
-    "colour_large": Stage(steps=300, batch=2, lr=1.5e-4, crop=256, colours=True),
+    "chroma_autoencoder": Stage(steps=1100, batch=16, lr=8e-4, colours=True),
+    "chroma_polish": Stage(steps=400, batch=4, lr=3e-4, crop=128, colours=True),
+    "chroma_latent": Stage(steps=700, batch=4, lr=8e-4, crop=128, colours=True),
+    "chroma_sr": Stage(steps=1000, batch=6, lr=3e-4, crop=128, colours=True),
+    "chroma_large": Stage(steps=300, batch=2, lr=1.5e-4, crop=256, colours=True),
 }
-AUTOENCODERS = ("autoencoder", "colour_autoencoder")
+AUTOENCODERS = ("autoencoder", "colour_autoencoder", "chroma_autoencoder", "chroma_polish")
 IDENTITY_STEPS = 500
 LOG_EVERY = 50
 
@@ -222,11 +226,24 @@ class PerceptualLoss(nn.Module):
         return self.lpips(image, target)
 
 
+def chroma_means(image: Tensor) -> Tensor:
+    """(N, 3, H, W) -> (N, 2, H/4, W/4): red - green and blue - green, mean of 4 x 4 pixels."""
+    red, green, blue = F.avg_pool2d(image, 4).unbind(1)
+    return torch.stack([red - green, blue - green], 1)
+
+
 def image_loss(
-    image: Tensor, hr: Tensor, lpips: nn.Module, perception: float, colour: float
+    image: Tensor,
+    hr: Tensor,
+    lpips: nn.Module,
+    perception: float,
+    colour: float,
+    chroma: float = 0.0,
 ) -> Tensor:
-    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means: the last term holds the colours."""
+    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means + chroma * L1 of chroma_means."""
     loss = F.l1_loss(image, hr) + perception * lpips(image, hr)
+    if chroma:
+        loss = loss + chroma * F.l1_loss(chroma_means(image), chroma_means(hr))
     if colour:
         loss = loss + colour * F.l1_loss(F.avg_pool2d(image, 8), F.avg_pool2d(hr, 8))
     return loss
@@ -240,15 +257,21 @@ def autoencoder_loss(
     step: int,
     perception: float = 0.5,
     colour: float = 0.0,
+    chroma: float = 0.0,
+    anchor: float = 0.0,
 ) -> Tensor:
-    """L1 + perception * LPIPS + colour * L1 of 8 x 8 pixel means + 1e-6 KL (summed per image, as LDM does)."""
+    """image_loss + 1e-6 KL (summed per image, as LDM does) + anchor * L1(latents 2 and 3, 5 x chroma)."""
     with torch.autocast("cpu", torch.bfloat16):
         posterior = model.vae.encode(hr * 2 - 1).latent_dist
         noise = torch.randn(posterior.mean.shape, generator=torch.Generator().manual_seed(step))
         latent = posterior.mean + posterior.std * noise
         image = model.vae.decode(latent).sample.float() * 0.5 + 0.5
     kl = posterior.kl().float().mean()
-    return image_loss(image, hr, lpips, perception, colour) + 1e-6 * kl
+    loss = image_loss(image, hr, lpips, perception, colour, chroma) + 1e-6 * kl
+    if anchor:
+        # 5: the chroma of photographs has a standard deviation of about 0.2
+        loss = loss + anchor * F.l1_loss(posterior.mean[:, 2:].float(), 5 * chroma_means(hr))
+    return loss
 
 
 def latent_loss(model: OneStepSR, up: Tensor, hr: Tensor, lpips: nn.Module, step: int) -> Tensor:
@@ -275,9 +298,10 @@ def sr_loss(
     step: int,
     perception: float = 0.5,
     colour: float = 0.0,
+    chroma: float = 0.0,
 ) -> Tensor:
     """image_loss behind the frozen decoder."""
-    return image_loss(super_resolved(model, up), hr, lpips, perception, colour)
+    return image_loss(super_resolved(model, up), hr, lpips, perception, colour, chroma)
 
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
@@ -324,9 +348,11 @@ LOSSES: dict[str, Callable[..., Tensor]] = {
     "sr_fidelity": partial(sr_loss, perception=0.03, colour=1.0),
     "sr_large": partial(sr_loss, perception=0.12, colour=2.0),
     "colour_autoencoder": partial(autoencoder_loss, perception=0.25, colour=1.0),
-    "colour_latent": latent_loss,
-    "colour_sr": partial(sr_loss, perception=0.25, colour=1.0),
-    "colour_large": partial(sr_loss, perception=0.2, colour=2.0),
+    "chroma_autoencoder": partial(autoencoder_loss, perception=0.25, chroma=1.0, anchor=0.2),
+    "chroma_polish": partial(autoencoder_loss, perception=0.25, colour=1.0, chroma=1.0),
+    "chroma_latent": latent_loss,
+    "chroma_sr": partial(sr_loss, perception=0.25, colour=1.0, chroma=0.5),
+    "chroma_large": partial(sr_loss, perception=0.2, colour=2.0, chroma=0.5),
 }
 
 

@@ -24,6 +24,7 @@ METHODS = load_methods("config/methods.yaml")
 FAST = {
     "passionsr.passion:PassionSR": {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3},
     "baselines.lsq:LSQ": {"epochs": 1, "act_lr": 1e-3, "weight_lr": 1e-4},
+    "baselines.qdiffusion:QDiffusion": {"weight_steps": 3, "act_steps": 2, "vae_crop": 4},
     "baselines.efficientdm:EfficientDM": {"steps": 3, "lora_lr": 0.01},
 }
 

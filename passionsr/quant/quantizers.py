@@ -102,6 +102,12 @@ class Quantizer(nn.Module):
             return lower.reshape(()), upper.reshape(())
         return self._expand(lower, ndim), self._expand(upper, ndim)
 
+    def grid(self, ndim: int) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) in the standard sign, broadcastable against an input of `ndim` dimensions."""
+        lower, upper = self._bounds(ndim)
+        scale = scale_of(lower, upper, self.spec.levels)
+        return scale, -zero_of(lower, scale, self.spec.form)
+
     def rows(self, x: Tensor) -> list[Tensor]:
         """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
         parts = [x]

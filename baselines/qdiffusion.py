@@ -1,0 +1,274 @@
+"""Q-Diffusion (Li et al., ICCV 2023): shortcut split, AdaRound block reconstruction, learned activation steps.
+
+methods.md 6. Weights per channel, activations per tensor, asymmetric; ranges by the shrink search (act_init "ema" is
+the released --running_stat). The shortcut convolution of every up-block ResNet has two ranges, for the hidden
+state's channels and for the skip's, in weights and activations. Then unit by unit in execution order: rounding is
+learned against the float unit's output, on inputs from the network with quantized predecessors, and rounded
+hard; afterwards the activation scales of each unit (zero points fixed) on float inputs, p = 2.4.
+One step: uniform timestep sampling degenerates to t = 999; the calibration latents are the data (6.4).
+VAE [ours]: the same on random crops, no split; its attention products stay float.
+Deviations: both halves of a split weight are regularised and softened (adaround_split_reg="official": the
+first only); errors are summed over channels for every unit (recon_sum="official": over dim 1, which is the token
+axis of a transformer block); P has the activations' bits unless sm_bits (16 in the released SD command);
+activation ranges are found with float activations; learning rates per budget as in 6.4.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from copy import deepcopy
+from dataclasses import dataclass
+from functools import partial
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from passionsr.calibration import CalibrationBatch
+from passionsr.files import UserError
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.layers import (
+    AttentionConfig,
+    LayerConfig,
+    QuantizedAttention,
+    quantized_modules,
+)
+from passionsr.method import (
+    Exceptions,
+    SubModel,
+    in_sequence,
+    init_ranges,
+    parts_of,
+    sub_models,
+    swapped,
+    weights_only,
+)
+from passionsr.model import OneStepSR
+from passionsr.quant.quantizers import Phase, Quantizer, quantizers, set_phase
+from passionsr.quant.search import shrink_search
+from passionsr.quant.spec import Scheme
+from passionsr.reconstruction import (
+    AdaRound,
+    Minibatches,
+    RoundingPenalty,
+    Seen,
+    Unit,
+    capture,
+    find_units,
+    harden,
+    reconstruction_loss,
+    soften,
+)
+from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+
+NO_EXCEPTIONS: dict[str, tuple[str, ...]] = {"unet": (), "vae": ()}
+ActInit = Literal["mse", "max", "ema"]
+init_activations = partial(init_ranges, weights=False, quantized_weights=True)
+
+
+def shortcut_splits(unet: nn.Module) -> dict[str, int]:
+    """Layer name -> channels of the hidden state, for each shortcut convolution of the up blocks (6.1)."""
+    channels = unet.mid_block.resnets[-1].conv2.weight.shape[0]
+    splits = {}
+    for i, block in enumerate(unet.up_blocks):
+        for j, resnet in enumerate(block.resnets):
+            splits[f"unet.up_blocks.{i}.resnets.{j}.conv_shortcut"] = channels
+            channels = resnet.conv2.weight.shape[0]
+    return splits
+
+
+@dataclass(frozen=True, kw_only=True)
+class QDiffusion:
+    """Options.
+
+    weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps need the larger rate for
+    the rounding to harden (6.4). batch: images per step. recon_images: images kept per unit. unet_crop,
+    vae_crop: side in latent pixels of the random crops that units are trained on, None for whole images.
+    init_images: for the activation search.
+    """
+
+    weight_init: Literal["mse", "max"] = "mse"
+    act_init: ActInit = "mse"
+    sm_bits: int | None = None
+    split_shortcut: bool = True
+    adaround_split_reg: Literal["both", "official"] = "both"
+    recon_sum: Literal["channels", "official"] = "channels"
+    exceptions: Exceptions = "passionsr"
+    weight_steps: int = 2000
+    weight_lr: float = 1e-2
+    act_steps: int = 1000
+    act_lr: float = 4e-4
+    penalty: float = 0.01
+    batch: int = 8
+    recon_images: int = 128
+    unet_crop: int | None = None
+    vae_crop: int | None = 16
+    init_images: int = 16
+
+    def __post_init__(self) -> None:
+        for name, allowed in (
+            ("weight_init", ("mse", "max")),
+            ("act_init", get_args(ActInit)),
+            ("adaround_split_reg", ("both", "official")),
+            ("recon_sum", ("channels", "official")),
+        ):
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}"
+                )
+
+    def prepare(
+        self, model: OneStepSR, scheme: Scheme, scope: str
+    ) -> tuple[OneStepSR, list[SwapRow]]:
+        """A copy with every layer swapped, shortcuts split, attention products quantized."""
+        splits = shortcut_splits(model.unet) if self.split_shortcut else {}
+
+        def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
+            return LayerConfig(
+                weight_bits=weight_bits, act_bits=act_bits, split=splits.get(name, 0)
+            )
+
+        return swapped(
+            model,
+            scheme,
+            scope,
+            layer,
+            lambda *_: AttentionConfig(act_bits=scheme.act_bits, p_bits=self.sm_bits),
+            PASSIONSR_8BIT if self.exceptions == "passionsr" else NO_EXCEPTIONS,
+        )
+
+    def calibrate(
+        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+    ) -> FitLog:
+        """Per sub-model: weight ranges, AdaRound; activation ranges, activation steps."""
+        log = FitLog()
+        teacher = deepcopy(model)
+        for module in (teacher.vae, teacher.unet):
+            for quantizer in quantizers(module):
+                quantizer.phase = Phase.FLOAT
+        teachers = {sub.name: sub for sub in sub_models(teacher, scope)}
+        for sub, inputs, _ in in_sequence(model, batches, scope):
+            self._init_weights(sub)
+            data = self._training_inputs(model, sub, inputs)
+            units = find_units(sub, data[0])
+            originals = find_units(teachers[sub.name], data[0])
+            for unit, original in zip(units, originals, strict=True):
+                self._round(sub, unit, teachers[sub.name], original, data, log)
+            self._init_activations(sub, inputs)
+            for unit, original in zip(units, originals, strict=True):
+                seen = capture(original.module, teachers[sub.name].run, data)
+                self._learn_steps(sub, unit, seen, log)
+        return log
+
+    # -- ranges -------------------------------------------------------------------------------
+
+    def _init_weights(self, sub: SubModel) -> None:
+        find = Quantizer.observe
+        if self.weight_init == "mse":
+            find = partial(Quantizer.search, search=shrink_search)
+        include_zero = self.weight_init == "max"
+        init_ranges(sub, [], include_zero=include_zero, find_weight=find)
+
+    def _init_activations(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+        softmax = {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+
+        def search(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+            return quantizer.search(x, partial(shrink_search, from_zero=quantizer in softmax))
+
+        def extremes(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+            low, high = quantizer.observe(x)
+            return (torch.zeros_like(low) if quantizer in softmax else low), high
+
+        if self.act_init == "ema":
+            init_activations(sub, inputs, "ema", find=extremes)
+        else:
+            first = torch.cat(list(inputs))[: self.init_images]
+            find = search if self.act_init == "mse" else extremes
+            init_activations(sub, [first], "first", self.act_init == "max", find=find)
+
+    # -- units --------------------------------------------------------------------------------
+
+    def _training_inputs(
+        self, model: OneStepSR, sub: SubModel, inputs: Sequence[Tensor]
+    ) -> list[Tensor]:
+        """Batches of at most recon_images images, cropped at random."""
+        side = self.unet_crop if sub.name == "unet" else self.vae_crop
+        if side is not None and sub.name == "encoder":
+            side *= model.latent_factor
+        images = torch.cat(list(inputs))[: self.recon_images]
+        if side is None or side >= min(images.shape[-2:]):
+            return list(images.split(self.batch))
+        crops = []
+        for image in images:
+            top, left = (int(torch.randint(n - side + 1, ())) for n in image.shape[-2:])
+            crops.append(image[:, top : top + side, left : left + side])
+        return list(torch.stack(crops).split(self.batch))
+
+    def _axis(self, output: Tensor) -> int:
+        return -1 if self.recon_sum == "channels" and output.ndim != 4 else 1
+
+    def _round(
+        self,
+        sub: SubModel,
+        unit: Unit,
+        teacher: SubModel,
+        original: Unit,
+        data: Sequence[Tensor],
+        log: FitLog,
+    ) -> None:
+        """AdaRound on one unit: inputs behind quantized predecessors, targets from the float network."""
+        target = capture(original.module, teacher.run, data).output
+        with weights_only(sub):
+            seen = capture(unit.module, sub.run, data)
+            layers = unit.layers()
+            rounders = soften(layers)
+            batches = Minibatches(seen, target, self.batch, self.weight_steps)
+            penalty = RoundingPenalty(steps=self.weight_steps, weight=self.penalty)
+            fit(
+                [ParamGroup([r.v for r in rounders])],
+                lambda batch: self._unit_loss(unit, batch, 2.0),
+                batches,
+                FitConfig(lr=self.weight_lr, steps=self.weight_steps),
+                log,
+                f"{sub.name}.round.{unit.name}",
+                lambda step: penalty(self._shares(layers, rounders), step),
+            )
+            harden(layers, rounders)
+
+    def _shares(self, layers: Sequence[nn.Module], rounders: Sequence[AdaRound]) -> list[Tensor]:
+        """The h of every weight that is regularised."""
+        shares = []
+        for layer, rounder in zip(layers, rounders, strict=True):
+            split = layer.config.split
+            if split and self.adaround_split_reg == "official":
+                shares.append(rounder.share()[:, :split])
+            else:
+                shares.append(rounder.share())
+        return shares
+
+    def _unit_loss(self, unit: Unit, batch: tuple[Seen, Tensor], power: float) -> Tensor:
+        seen, target = batch
+        output = unit.module(*seen.args, **seen.kwargs)
+        return reconstruction_loss(output, target, power, self._axis(target))
+
+    def _learn_steps(self, sub: SubModel, unit: Unit, seen: Seen, log: FitLog) -> None:
+        """Activation scales of one unit, on the float network's inputs and outputs."""
+        found = []
+        for part in quantized_modules(unit.module):
+            if isinstance(part, QuantizedAttention):
+                found += [part.q, part.k, part.v]
+                found += [part.p] if part.p.spec.bits < 16 else []
+            elif isinstance(part.act_quantizer, Quantizer):
+                found.append(part.act_quantizer)
+        scales = [quantizer.learn_scale()[0] for quantizer in found]
+        with set_phase(unit.module, Phase.QUANTIZED):
+            fit(
+                [ParamGroup(scales)],
+                lambda batch: self._unit_loss(unit, batch, 2.4),
+                Minibatches(seen, seen.output, self.batch, self.act_steps),
+                FitConfig(lr=self.act_lr, steps=self.act_steps, schedule="cosine"),
+                log,
+                f"{sub.name}.steps.{unit.name}",
+            )
+        for quantizer in found:
+            quantizer.settle()
