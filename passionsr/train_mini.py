@@ -93,6 +93,7 @@ STAGES = {
     "chroma_large": Stage(steps=300, batch=2, lr=1.5e-4, crop=256, colours=True),
 }
 AUTOENCODERS = ("autoencoder", "colour_autoencoder", "chroma_autoencoder", "chroma_polish")
+UNET_ALONE = ("latent", "chroma_latent")
 IDENTITY_STEPS = 500
 LOG_EVERY = 50
 
@@ -309,7 +310,7 @@ def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:
     parts: list[nn.Module] = [model.unet, model.vae.encoder, model.vae.quant_conv]
     if stage in AUTOENCODERS:
         parts = [model.vae]
-    elif LOSSES[stage] is latent_loss:
+    elif stage in UNET_ALONE:
         parts = [model.unet]
     model.requires_grad_(False)
     for part in parts:

@@ -56,8 +56,9 @@ def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
     assert straight.model.scaling_factor == again.model.scaling_factor
 
 
-def test_the_decoder_is_frozen_after_the_first_stage(pool, short, tmp_path):
-    Run(tmp_path, 0, 1).train({64: pool}, no_lpips, stop_after="autoencoder")
+def test_the_decoder_is_frozen_after_the_autoencoder_stages(pool, short, tmp_path):
+    last = train_mini.AUTOENCODERS[-1]
+    Run(tmp_path, 0, 1).train({64: pool}, no_lpips, stop_after=last)
     before = {k: v.clone() for k, v in Run(tmp_path, 0, 1).model.state_dict().items()}
     run = Run(tmp_path, 0, 1)
     run.train({64: pool}, no_lpips)
@@ -107,3 +108,22 @@ def test_must_run_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run this from the repository's root"):
         train_mini.main(["--work", str(tmp_path)])
+
+
+def test_varied_colours_keep_the_luma_mean_of_grey(pool):
+    """A grey image stays grey; permuted channels are a permutation; the same draw gives the same image."""
+    grey = np.full((8, 8, 3), 90, np.uint8)
+    assert np.array_equal(train_mini.vary_colours(grey, np.random.default_rng(0)), grey)
+    image = pool[0]
+    first, second = (train_mini.vary_colours(image, np.random.default_rng(7)) for _ in range(2))
+    assert np.array_equal(first, second)
+    assert not np.array_equal(first, image)
+
+
+def test_chroma_means():
+    image = torch.zeros(1, 3, 8, 8)
+    image[:, 0, :4] = 1.0  # red above, black below
+    chroma = train_mini.chroma_means(image)
+    assert chroma.shape == (1, 2, 2, 2)
+    assert chroma[0, 0].tolist() == [[1, 1], [0, 0]]
+    assert chroma[0, 1].abs().max() == 0
