@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from passionsr.calibration import CalibrationBatch
 from passionsr.files import UserError
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.layers import (
     AttentionConfig,
     LayerConfig,
@@ -55,6 +55,7 @@ from passionsr.reconstruction import (
     Unit,
     capture,
     find_units,
+    hard,
     harden,
     reconstruction_loss,
     soften,
@@ -217,16 +218,21 @@ class QDiffusion:
         log: FitLog,
     ) -> None:
         """AdaRound on one unit: inputs behind quantized predecessors, targets from the float network."""
+        if not self.weight_steps:
+            return
+        layers = unit.layers()
         target = capture(original.module, teacher.run, data).output
         with weights_only(sub):
             seen = capture(unit.module, sub.run, data)
-            layers = unit.layers()
             rounders = soften(layers)
             batches = Minibatches(seen, target, self.batch, self.weight_steps)
             penalty = RoundingPenalty(steps=self.weight_steps, weight=self.penalty)
+            loss = partial(self._unit_loss, unit, power=2.0)
+            with hard(rounders):
+                nearest = mean_loss(loss, batches)
             fit(
                 [ParamGroup([r.v for r in rounders])],
-                lambda batch: self._unit_loss(unit, batch, 2.0),
+                loss,
                 batches,
                 FitConfig(lr=self.weight_lr, steps=self.weight_steps),
                 log,
@@ -234,6 +240,8 @@ class QDiffusion:
                 lambda step: penalty(self._shares(layers, rounders), step),
             )
             harden(layers, rounders)
+            # What counts is the rounded weight: nearest rounding before, learned rounding after.
+            log.stages[-1].update(loss_before=nearest, loss_after=mean_loss(loss, batches))
 
     def _shares(self, layers: Sequence[nn.Module], rounders: Sequence[AdaRound]) -> list[Tensor]:
         """The h of every weight that is regularised."""

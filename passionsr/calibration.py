@@ -17,22 +17,30 @@ class CalibrationBatch:
     """One batch and what the float model makes of it (methods.md 2.4).
 
     image: upscaled LR (N, 3, H, W) in [0, 1]. latent: (N, 4, h, w) scaled posterior mean.
-    x0: (N, 4, h, w) from the float UNet. output: (N, 3, H, W) decoded, not clamped.
+    x0: (N, 4, h, w) from the float UNet. output: (N, 3, H, W) decoded, not clamped. latent_std: scaled
+    posterior deviation. hr: ground truth (N, 3, H, W) in [0, 1], where given.
     """
 
     image: Tensor
     latent: Tensor
     x0: Tensor
     output: Tensor
+    latent_std: Tensor | None = None
+    hr: Tensor | None = None
 
 
 @torch.no_grad()
 def make_batches(
-    teacher: OneStepSR, images: Sequence[Tensor], batch_size: int, seed: int
+    teacher: OneStepSR,
+    images: Sequence[Tensor],
+    batch_size: int,
+    seed: int,
+    targets: Sequence[Tensor] | None = None,
 ) -> list[CalibrationBatch]:
     """Shuffle (seeded), batch and run the float teacher once.
 
-    Args: images: (1, 3, H, W) each, one size. Raises UserError if there are none or sizes differ.
+    Args: images: (1, 3, H, W) each, one size. targets: their ground truth, for the switches that ask for it.
+    Raises UserError if there are none or sizes differ.
     """
     if not images:
         raise UserError("no calibration images")
@@ -41,8 +49,10 @@ def make_batches(
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
     batches = []
     for start in range(0, len(order), batch_size):
-        image = torch.cat([images[i] for i in order[start : start + batch_size]])
-        latent = teacher.encode(image)
+        chosen = order[start : start + batch_size]
+        image = torch.cat([images[i] for i in chosen])
+        latent, std = teacher.encode_distribution(image)
         x0 = teacher.denoise(latent)
-        batches.append(CalibrationBatch(image, latent, x0, teacher.decode(x0)))
+        hr = None if targets is None else torch.cat([targets[i] for i in chosen])
+        batches.append(CalibrationBatch(image, latent, x0, teacher.decode(x0), std, hr))
     return batches

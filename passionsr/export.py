@@ -30,7 +30,7 @@ def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
 
 def _layer_config(plain: dict[str, Any]) -> LayerConfig:
     forms = {k: Form(plain[k]) for k in ("form", "act_form") if plain[k]}
-    return LayerConfig(**{**plain, **forms})
+    return LayerConfig(**{**plain, **forms, "official": tuple(plain["official"])})
 
 
 def _module_config(module: torch.nn.Module) -> dict[str, Any]:

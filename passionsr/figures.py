@@ -75,7 +75,10 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
 
 
 def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
-    """Calibration loss of every stage, one panel per stage, one line per run; None if nothing trains."""
+    """Calibration loss, one panel per sub-model and phase, one line per run; None if nothing trains.
+
+    Where a phase trains unit by unit, a line is the mean over its units, each relative to its first step.
+    """
     frames = []
     for run in runs:
         frame = pd.read_csv(run_folder(config, run.run_id) / "fit.csv")
@@ -86,6 +89,10 @@ def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
     data = pd.concat(frames, ignore_index=True)
     data["part"] = data.stage.str.split(".").str[0]
     data["phase"] = data.stage.str.split(".").str[1]
+    units = data.groupby(["run", "part", "phase"]).stage.transform("nunique") > 1
+    first = data.groupby(["run", "stage"]).loss.transform("first").clip(lower=1e-12)
+    data["loss"] = data.loss.where(~units, data.loss / first)
+    data = data.groupby(["run", "part", "phase", "step"], sort=False).loss.mean().reset_index()
     parts, phases = list(data.part.unique()), list(data.phase.unique())
     figure, axes = plt.subplots(
         len(parts), len(phases), figsize=(4.2 * len(phases), 2.8 * len(parts)), squeeze=False
@@ -103,7 +110,7 @@ def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
             if axis.lines:
                 axis.set_yscale("log")
             axis.set_xlabel("step")
-            axis.set_ylabel("MSE")
+            axis.set_ylabel("loss")
     handles = [plt.Line2D([], [], color=c, label=n) for n, c in colours.items()]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
     figure.tight_layout()

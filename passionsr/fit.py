@@ -19,7 +19,7 @@ class FitConfig:
     """Adam (AdamW with `weight_decay`) for `steps`, or `epochs` passes where steps is None.
 
     schedule: "constant"; "cosine" or "linear" to 0 over the run; "halves": times `decay` in the second
-    half of the epochs.
+    half of the epochs. zero_grad: "epoch" lets gradients add up over an epoch, PassionSR's released bug.
     """
 
     lr: float = 1.0
@@ -28,6 +28,7 @@ class FitConfig:
     schedule: Literal["constant", "halves", "cosine", "linear"] = "constant"
     decay: float = 1.0
     weight_decay: float = 0.0
+    zero_grad: Literal["step", "epoch"] = "step"
 
     def total(self, batches: int) -> int:
         """Steps over a set of `batches`."""
@@ -81,7 +82,7 @@ def fit(
 ) -> None:
     """Minimise `loss_fn` over `groups`; everything else keeps its bits.
 
-    Gradients are zeroed every step. The parameters require a gradient only inside this call.
+    The parameters require a gradient only inside this call.
     Batches come in the given order, over and over (they were shuffled once, with the run's seed).
     regulariser: of the step (from 1), added to the loss that is minimised and logged per step, but not to
     the stage's loss before and after. Raises FloatingPointError, naming stage and step, if the loss is not finite.
@@ -111,7 +112,8 @@ def fit(
             value = float(loss.detach())
             if not math.isfinite(value):
                 raise FloatingPointError(f"{stage}: the loss is {value} at step {step}")
-            optimizer.zero_grad(set_to_none=True)
+            if config.zero_grad == "step" or step % len(batches) == 0:
+                optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
             epoch = step // len(batches)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from passionsr.files import UserError
 from passionsr.quant.quantizers import Finder, Phase, Quantizer, quantizers, set_phase
-from passionsr.quant.spec import Form, QuantSpec
+from passionsr.quant.spec import HALF, Form, QuantSpec
 from passionsr.transforms import (
     ChannelTransform,
     LearnedScale,
@@ -28,7 +28,9 @@ class LayerConfig:
     """How one layer is quantized; written into scheme.json and enough to rebuild the layer.
 
     act_form: form of the activation quantizer where it differs from the weight's. split: channels of the
-    first of two ranges of input and weight, 0 for one range. act_site: "output" is PTQ4DM's released
+    first of two ranges of input and weight, 0 for one range. official: released bugs to reproduce (methods.md
+    0.1): "linear_offset", "stat_2d" (see ChannelTransform), "split_tokens" (a linear layer's input is split on
+    dim 1), "bias" (LET's bias term stays float). act_site: "output" is PTQ4DM's released
     convention, whose products are not integer-executable. quantize_act: False leaves activations float.
     """
 
@@ -40,6 +42,7 @@ class LayerConfig:
     split: int = 0
     let: bool = False
     quantize_bias: bool = False
+    official: tuple[str, ...] = ()
     act_site: Literal["input", "output"] = "input"
     quantize_act: bool = True
 
@@ -66,11 +69,12 @@ class QuantizedLayer(nn.Module):
             per_channel=config.per_channel,
             split=config.split,
         )
+        by_tokens = config.split > 0 and not self.is_conv and "split_tokens" in config.official
         act_spec = QuantSpec(
             bits=config.act_bits,
             form=config.act_form or config.form,
-            split=config.split,
-            channel_axis=1 if self.is_conv else -1,
+            split=HALF if by_tokens else config.split,
+            channel_axis=1 if self.is_conv or by_tokens else -1,
         )
         self.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
         self.bias = (
@@ -87,7 +91,9 @@ class QuantizedLayer(nn.Module):
             self.bias_quantizer = Quantizer(
                 QuantSpec(bits=config.weight_bits, form=config.form, channel_axis=0)
             )
-        self.transform = ChannelTransform(in_channels, self.is_conv) if config.let else None
+        self.transform = (
+            ChannelTransform(in_channels, self.is_conv, config.official) if config.let else None
+        )
         self.frozen = False
         self._cached_weight: Tensor | None = None
         self._cache_key: list[tuple[int, int]] | None = None
@@ -111,25 +117,27 @@ class QuantizedLayer(nn.Module):
         """Set the weight's bounds by `find` (under the current LET), the bias's to its extremes."""
         bounds = find(self.weight_quantizer, self._transformed_weight())
         self.weight_quantizer.set_bounds(*bounds, include_zero)
-        bias, _ = self._bias_and_border((64, 64))
+        bias, _, _ = self._bias_and_border((64, 64))
         if self.bias_quantizer is not None and bias is not None:
             self.bias_quantizer.set_bounds(*self.bias_quantizer.observe(bias), include_zero)
 
     # -- forward ------------------------------------------------------------------------------
 
-    def _bias_and_border(self, size: tuple[int, int]) -> tuple[Tensor | None, Tensor | None]:
-        """(b + W o of the interior, border response minus interior on a small map)."""
+    def _bias_and_border(
+        self, size: tuple[int, int]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """(b + W o of the interior, what stays float of it, border response minus interior on a small map)."""
         if self.transform is None:
-            return self.bias, None
-        if not self.is_conv:
-            shift = self.weight @ self.transform.offset
-            return (shift if self.bias is None else self.bias + shift), None
-        interior = self.weight.sum((2, 3)) @ self.transform.offset
-        bias = interior if self.bias is None else self.bias + interior
-        if self.geometry.padding == (0, 0):
-            return bias, None
-        response = shift_response(self.transform.offset, self.weight, self.geometry, size)
-        return bias, response - interior.reshape(1, -1, 1, 1)
+            return self.bias, None, None
+        weight = self.weight if not self.is_conv else self.weight.sum((2, 3))
+        shift = weight @ self.transform.offset
+        border = None
+        if self.is_conv and self.geometry.padding != (0, 0):
+            response = shift_response(self.transform.offset, self.weight, self.geometry, size)
+            border = response - shift.reshape(1, -1, 1, 1)
+        if "bias" in self.config.official:
+            return self.bias, shift, border
+        return (shift if self.bias is None else self.bias + shift), None, border
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer: Conv2d (N, C, H, W) or Linear (..., C)."""
@@ -140,17 +148,17 @@ class QuantizedLayer(nn.Module):
                 self.transform.collect(x, self.weight, *self._let_init)
                 return self._op(x, self.weight, self.bias)
             size = tuple(x.shape[-2:])
-            bias, border = self._bias_and_border(size)
+            bias, rest, border = self._bias_and_border(size)
             x = self.transform.input(x)
         else:
-            bias, border, size = self.bias, None, (0, 0)
+            bias, rest, border, size = self.bias, None, None, (0, 0)
         if self.weight_quantizer.phase is not Phase.QUANTIZED:
             weight = self._transformed_weight()
         else:
             weight = self._quantized_weight()
             if self.bias_quantizer is not None and bias is not None:
                 bias = self.bias_quantizer(bias)
-        return self._product(x, weight, bias, border, size)
+        return self._product(x, weight, _plus(bias, rest), border, size)
 
     def _transformed_weight(self) -> Tensor:
         return self.weight if self.transform is None else self.transform.weight(self.weight)
@@ -211,14 +219,15 @@ class QuantizedLayer(nn.Module):
         # 64 is a multiple of every stride and larger than the border map of every kernel here.
         self._cached_weight = self._cache_key = None
         weight = self._transformed_weight()
-        bias, border = self._bias_and_border((64, 64))
+        bias, rest, border = self._bias_and_border((64, 64))
         codes = self.weight_quantizer.codes(weight)
         self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
         self.register_buffer("border", border)
         if self.bias_quantizer is not None and bias is not None:
             self.register_buffer("bias_codes", self.bias_quantizer.codes(bias))
-            self.register_buffer("float_bias", None)
+            self.register_buffer("float_bias", None if rest is None else rest.detach().clone())
         else:
+            bias = _plus(bias, rest)
             self.register_buffer("bias_codes", None)
             self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
         self.weight = None
@@ -233,12 +242,19 @@ class QuantizedLayer(nn.Module):
             self._cached_weight = self.weight_quantizer.dequantize(self.weight_codes)
         bias = self.float_bias
         if self.bias_codes is not None:
-            bias = self.bias_quantizer.dequantize(self.bias_codes)
+            bias = _plus(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
         return self._product(x, self._cached_weight, bias, self.border, size)
 
     def extra_repr(self) -> str:
         """Bits, for printing a model."""
         return f"W{self.config.weight_bits}A{self.config.act_bits}, let={self.config.let}"
+
+
+def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum of what is there."""
+    if a is None or b is None:
+        return b if a is None else a
+    return a + b
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,12 @@ class OneStepSR(nn.Module):
 
     def encode(self, image: Tensor) -> Tensor:
         """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent, posterior mean (methods.md 1.4.9)."""
-        return self.vae.encode(image * 2 - 1).latent_dist.mode() * self.scaling_factor
+        return self.encode_distribution(image)[0]
+
+    def encode_distribution(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and standard deviation of the posterior, scaled, each (N, 4, h, w)."""
+        posterior = self.vae.encode(image * 2 - 1).latent_dist
+        return posterior.mode() * self.scaling_factor, posterior.std * self.scaling_factor
 
     def predict_eps(self, latent: Tensor) -> Tensor:
         """(N, 4, h, w) -> (N, 4, h, w): the UNet at t = 999."""

@@ -12,21 +12,23 @@ range's width (8.3); s_j of self-attention is used only where `let_latent_size` 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from passionsr.calibration import CalibrationBatch
+from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.layers import AttentionConfig, LayerConfig
+from passionsr.layers import AttentionConfig, LayerConfig, QuantizedAttention
 from passionsr.method import (
     SubModel,
     in_sequence,
     init_let,
     init_ranges,
-    output_loss,
+    parts_of,
     sub_quantizers,
     swapped,
 )
@@ -36,6 +38,34 @@ from passionsr.quant.spec import Form, Scheme
 from passionsr.surgery import SwapRow, match_attention
 from passionsr.transforms import LearnedScale, ScaleInit
 
+Item = tuple[Tensor, CalibrationBatch]
+OFFICIAL: dict[str, Any] = {
+    "lbq_form": "int_zp_stale",
+    "quantize_bias": "official",
+    "let_linear_offset": "official",
+    "let_2d_stat": "official",
+    "act_split_axis": "tokens",
+    "act_range_init": "official",
+    "lbq_reinit_after_let": False,
+    "zero_grad": "epoch",
+    "unet_let_loss": "eps",
+    "decoder_target": "hr",
+    "encoder_noise": "independent",
+}
+CHOICES: dict[str, tuple[Any, ...]] = {
+    "lbq_form": ("real_offset", "int_zp", "int_zp_stale"),
+    "let_scale_init": ("ratio", "smoothquant"),
+    "quantize_bias": (True, False, "official"),
+    "let_linear_offset": ("right", "official"),
+    "let_2d_stat": ("channel", "official"),
+    "act_split_axis": ("channels", "tokens"),
+    "act_range_init": ("ema", "global", "first", "official"),
+    "zero_grad": ("step", "epoch"),
+    "unet_let_loss": ("x0", "eps"),
+    "decoder_target": ("float", "hr"),
+    "encoder_noise": ("mean", "independent"),
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class PassionSR:
@@ -44,7 +74,12 @@ class PassionSR:
     epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
     let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
     unet_decay: factor of both in the second half of a UNet stage (8.3).
-    quantize_bias: biases at weight bits, per tensor (8.1). let_latent_size: side of the latents that s_j
+    quantize_bias: biases at weight bits, per tensor (8.1).
+    What follows reproduces released behaviour that differs from the paper or is wrong (methods.md 0.1), each alone:
+    let_linear_offset, let_2d_stat, act_split_axis ("tokens"), lbq_form ("int_zp_stale"), act_range_init
+    ("official": first batch for layers, EMA for attention), lbq_reinit_after_let, zero_grad ("epoch"),
+    unet_let_loss ("eps"), decoder_target ("hr"), encoder_noise ("independent"), quantize_bias ("official": LET's
+    bias term stays float). official() sets them all. let_latent_size: side of the latents that s_j
     of self-attention is made for; None keeps s_j = 1 there and any image size.
     """
 
@@ -53,15 +88,35 @@ class PassionSR:
     dqc: bool = True
     lbq_form: str = "real_offset"
     split: bool = True
-    quantize_bias: bool = True
+    quantize_bias: bool | Literal["official"] = True
     let_alpha: float = 0.3
     let_scale_init: ScaleInit = "ratio"
     let_latent_size: int | None = None
-    act_range_init: RangeMode = "ema"
+    let_linear_offset: Literal["right", "official"] = "right"
+    let_2d_stat: Literal["channel", "official"] = "channel"
+    act_split_axis: Literal["channels", "tokens"] = "channels"
+    act_range_init: RangeMode | Literal["official"] = "ema"
+    lbq_reinit_after_let: bool = True
+    zero_grad: Literal["step", "epoch"] = "step"
+    unet_let_loss: Literal["x0", "eps"] = "x0"
+    decoder_target: Literal["float", "hr"] = "float"
+    encoder_noise: Literal["mean", "independent"] = "mean"
     epochs: int = 2
     let_lr: float = 1e-5
     lbq_lr: float = 1e-4
     unet_decay: float = 0.2
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise UserError(
+                    f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(map(str, allowed))}"
+                )
+
+    @classmethod
+    def official(cls, **options: Any) -> PassionSR:
+        """The released UNet + VAE script: every switch at its official value."""
+        return cls(**{**OFFICIAL, **options})
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -78,7 +133,8 @@ class PassionSR:
                 # half the channels, rounded down as in the official code
                 split=module.weight.shape[1] // 2 if self.split and name.startswith("unet.") else 0,
                 let=self.let,
-                quantize_bias=self.quantize_bias,
+                quantize_bias=bool(self.quantize_bias),
+                official=self._layer_bugs(),
             )
 
         def attention(name: str, module: nn.Module) -> AttentionConfig:
@@ -120,17 +176,71 @@ class PassionSR:
     ) -> FitLog:
         """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
         log = FitLog()
-        for sub, inputs, pairs in in_sequence(model, batches, scope):
+        for sub, inputs, _ in in_sequence(model, batches, scope):
             if self.let:
                 init_let(sub, inputs, self.let_alpha, self.let_scale_init)
-            init_ranges(sub, inputs, self.act_range_init)
+            self._init_ranges(sub, inputs)
             decay = self.unet_decay if sub.name == "unet" else 1.0
+            items = list(zip(inputs, batches, strict=True))
             for stage, groups, epochs, reinit in self._stages(sub):
-                config = FitConfig(epochs=epochs, schedule="halves", decay=decay)
-                fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.{stage}")
-                if reinit:
-                    init_ranges(sub, inputs, self.act_range_init)
+                config = FitConfig(
+                    epochs=epochs, schedule="halves", decay=decay, zero_grad=self.zero_grad
+                )
+                loss = self._loss(model, sub, stage)
+                fit(groups, loss, items, config, log, f"{sub.name}.{stage}")
+                if reinit and self.lbq_reinit_after_let:
+                    self._init_ranges(sub, inputs)
         return log
+
+    def _init_ranges(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+        if self.act_range_init != "official":
+            init_ranges(sub, inputs, self.act_range_init)
+            return
+        init_ranges(sub, inputs, "ema")
+        attention = {
+            id(q) for p in parts_of(sub) if isinstance(p, QuantizedAttention) for q in p.children()
+        }
+        kept = {
+            q: (q.lower.clone(), q.upper.clone()) for q in sub_quantizers(sub) if id(q) in attention
+        }
+        init_ranges(sub, inputs, "first")
+        for quantizer, bounds in kept.items():
+            quantizer.set_bounds(*bounds)
+
+    def _loss(self, model: OneStepSR, sub: SubModel, stage: str) -> Callable[[Item], Tensor]:
+        """MSE of a stage between the quantized sub-model and its target, of one (input, batch)."""
+        mse = nn.functional.mse_loss
+
+        def noisy_latents(item: Item) -> Tensor:
+            mean, std = model.encode_distribution(item[0])
+            target = item[1].latent + item[1].latent_std * torch.randn_like(mean)
+            return mse(mean + std * torch.randn_like(mean), target)
+
+        def eps(item: Item) -> Tensor:
+            target = (model.latent_gain * item[1].latent - item[1].x0) / model.eps_gain
+            return mse(model.predict_eps(item[0]), target)
+
+        def against_hr(item: Item) -> Tensor:
+            if item[1].hr is None:
+                raise UserError('decoder_target "hr" needs ground truth: give calibration targets')
+            return mse(sub.run(item[0]), item[1].hr)
+
+        if sub.name == "encoder" and self.encoder_noise == "independent":
+            return noisy_latents
+        if sub.name == "unet" and "let" in stage and self.unet_let_loss == "eps":
+            return eps
+        if sub.name == "decoder" and self.decoder_target == "hr":
+            return against_hr
+        return lambda item: mse(sub.run(item[0]), sub.target(item[1]))
+
+    def _layer_bugs(self) -> tuple[str, ...]:
+        bugs = {
+            "linear_offset": self.let_linear_offset == "official",
+            "stat_2d": self.let_2d_stat == "official",
+            "split_tokens": self.act_split_axis == "tokens",
+            "bias": self.quantize_bias == "official",
+        }
+        return tuple(name for name, on in bugs.items() if on)
 
     def _stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
         """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4).

@@ -6,7 +6,8 @@ once for a few images, then its rounding or its activation scales are fitted on 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,7 +34,7 @@ class AdaRound(nn.Module):
         super().__init__()
         levels = quantizer.spec.levels
         with torch.no_grad():
-            scale, zero_point = quantizer.grid(weight.ndim)
+            scale, zero_point = quantizer.grid(weight)
             floor = torch.floor(weight / scale)
             fraction = weight / scale - floor
             start = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
@@ -212,6 +213,18 @@ def soften(layers: Sequence[QuantizedLayer]) -> list[AdaRound]:
         layer.weight_quantizer.phase = Phase.FLOAT
         rounders.append(rounder)
     return rounders
+
+
+@contextlib.contextmanager
+def hard(rounders: Sequence[AdaRound]) -> Iterator[None]:
+    """Round hard inside; before any training that is nearest rounding."""
+    for rounder in rounders:
+        rounder.hard = True
+    try:
+        yield
+    finally:
+        for rounder in rounders:
+            rounder.hard = False
 
 
 def harden(layers: Sequence[QuantizedLayer], rounders: Sequence[AdaRound]) -> None:

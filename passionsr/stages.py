@@ -138,10 +138,12 @@ def calibrate(config: Config, run: Run) -> None:
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
-    images = [to_tensor(upscale(read_pair(p)[0])) for p in calibration_pairs(config)]
+    pairs = [read_pair(p) for p in calibration_pairs(config)]
+    images = [to_tensor(upscale(lr)) for lr, _ in pairs]
+    targets = [to_tensor(hr) for _, hr in pairs]
     teacher = load_float_model(config)
     imported = peak_mib()
-    batches = make_batches(teacher, images, config.batch_size, run.seed)
+    batches = make_batches(teacher, images, config.batch_size, run.seed, targets)
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
     model, fit_log, report = quantize_model(
         method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed

@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
@@ -13,6 +14,11 @@ from passionsr.config import BICUBIC, FP32, Config
 from passionsr.files import UserError, write_text
 from passionsr.metric_table import METRICS
 
+DRAWS = 2000
+LEGEND = (
+    "Mean over images and seeds, below it the 95 % bootstrap interval; bold: best of its bit width; ≈: the paired "
+    "difference to the best is inside the noise; n/a: weights not available here (see the log)."
+)
 PUBLISHED = Path("published") / "passionsr_table2.csv"
 
 
@@ -46,6 +52,45 @@ def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     return marks
 
 
+def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
+    """Bootstrap means of one metric: (draws, methods), images and seeds drawn with replacement.
+
+    The same images are drawn for every method, so differences between columns are paired. group: score rows.
+    """
+    cube = group.pivot_table("value", ["method", "seed"], "image", sort=False)
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, cube.shape[1], (draws, cube.shape[1]))
+    means = {}
+    for method in dict.fromkeys(cube.index.get_level_values("method")):
+        values = cube.loc[method].to_numpy()  # (seeds, images)
+        seeds = rng.integers(0, len(values), (draws, len(values)))
+        means[method] = values[seeds[:, :, None], images[:, None, :]].mean((1, 2))
+    return pd.DataFrame(means)
+
+
+def intervals(
+    scores: pd.DataFrame, metric: str, best: Sequence[str]
+) -> dict[str, tuple[float, float, bool]]:
+    """Method -> (lower, upper, within noise) of one group of score rows.
+
+    95 % bootstrap interval over images and seeds; within noise: the 95 % interval of the paired difference to the
+    best method holds 0.
+    """
+    rows = scores[(scores.metric == metric) & scores.value.notna()]
+    if rows.empty:
+        return {}
+    means = resampled_means(rows)
+    result = {}
+    for method in means:
+        low, high = np.percentile(means[method], [2.5, 97.5])
+        noise = False
+        if best and method not in best and best[0] in means:
+            ends = np.percentile(means[method] - means[best[0]], [2.5, 97.5])
+            noise = bool(ends[0] <= 0 <= ends[1])
+        result[method] = (float(low), float(high), noise)
+    return result
+
+
 def build(
     config: Config,
     scores: pd.DataFrame,
@@ -53,7 +98,7 @@ def build(
     scope: str,
     references: Sequence[str],
 ) -> pd.DataFrame:
-    """Rows in print order with columns bits, method, metrics and best (names, ';'-separated)."""
+    """Rows in print order: bits, method, metrics, best and noise (names, ';'-separated), <metric>_lo, <metric>_hi."""
     means = mean_scores(scores, config.metrics)
     rows = []
     schemes = list(dict.fromkeys(r.scheme for r in config.runs if r.scope == scope))
@@ -68,15 +113,30 @@ def build(
             continue
         # References are no competitors: only quantized methods are marked against each other.
         compete = scheme != "W32A32" and len(group) > 1
-        marks = mark_best(group, config.metrics)
+        marks = mark_best(group, config.metrics) & compete
+        own = scores[(scores.scheme == scheme) & (scores.scope == here)]
+        own = own[own.method.isin(group.index)]
+        bands = {n: intervals(own, n, list(marks.index[marks[n]])) for n in config.metrics}
         for method, row in group.iterrows():
-            best = ";".join(n for n in config.metrics if compete and marks.loc[method, n])
-            rows.append({"bits": scheme, "method": titles[method], **row.to_dict(), "best": best})
-    return pd.DataFrame(rows, columns=["bits", "method", *config.metrics, "best"])
+            cells = {n: b[method] for n, b in bands.items() if method in b}
+            line = {"bits": scheme, "method": titles[method], **row.to_dict()}
+            line["best"] = ";".join(n for n in config.metrics if marks.loc[method, n])
+            line["noise"] = ";".join(n for n, (_, _, noise) in cells.items() if noise)
+            for name, (low, high, _) in cells.items():
+                line |= {f"{name}_lo": low, f"{name}_hi": high}
+            rows.append(line)
+    bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
+    return pd.DataFrame(rows, columns=["bits", "method", *config.metrics, "best", "noise", *bounds])
 
 
-def format_rows(table: pd.DataFrame, metrics: Sequence[str], bold: str) -> list[list[str]]:
-    """Strings for printing; `bold` is a format such as "**{}**"; a repeated bit width is left blank."""
+def format_rows(
+    table: pd.DataFrame, metrics: Sequence[str], bold: str, interval: str | None = None
+) -> list[list[str]]:
+    """Strings for printing; a repeated bit width is left blank.
+
+    bold: a format such as "**{}**". interval: a format with two places, appended to the value. "≈" marks a
+    difference to the best that is inside the noise.
+    """
     lines, last = [], None
     for _, row in table.iterrows():
         cells = ["" if row.bits == last else row.bits, row.method]
@@ -84,7 +144,15 @@ def format_rows(table: pd.DataFrame, metrics: Sequence[str], bold: str) -> list[
         for name in metrics:
             value = row[name]
             text = "n/a" if pd.isna(value) else f"{value:.{METRICS[name].digits}f}"
-            cells.append(bold.format(text) if name in str(row.best).split(";") else text)
+            if name in str(row.best).split(";"):
+                text = bold.format(text)
+            elif name in str(row.get("noise", "")).split(";"):
+                text += " ≈"
+            low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
+            if interval is not None and pd.notna(low):
+                digits = METRICS[name].digits
+                text += interval.format(f"{low:.{digits}f}", f"{high:.{digits}f}")
+            cells.append(text)
         lines.append(cells)
     return lines
 
@@ -119,7 +187,13 @@ def published_rows(metrics: Sequence[str]) -> pd.DataFrame | None:
 
 
 def _tex_safe(text: str) -> str:
-    for old, new in (("_", r"\_"), ("%", r"\%"), ("↓", r"$\downarrow$"), ("↑", r"$\uparrow$")):
+    for old, new in (
+        ("_", r"\_"),
+        ("≈", r"$\approx$"),
+        ("%", r"\%"),
+        ("↓", r"$\downarrow$"),
+        ("↑", r"$\uparrow$"),
+    ):
         text = text.replace(old, new)
     return text
 
@@ -135,19 +209,25 @@ def write_table(
         if published is None
         else [measured, published.assign(source="published, another model")]
     )
-    columns = ["source", "dataset", "bits", "method", *metrics, "best"]
+    extra = [c for c in measured.columns if c == "noise" or c.endswith(("_lo", "_hi"))]
+    columns = ["source", "dataset", "bits", "method", *metrics, "best", *extra]
     merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
     write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
     markdown = [
         f"**{title}**", "",
-        tabulate(format_rows(table, metrics, "**{}**"), headers(metrics), "pipe", disable_numparse=True),
-        "", "Mean over images and seeds; bold: best of its bit width; n/a: weights not available here (see the log).",
+        tabulate(
+            format_rows(table, metrics, "**{}**", "<br><sub>{} .. {}</sub>"), headers(metrics), "pipe", disable_numparse=True
+        ),
+        "", LEGEND,
     ]  # fmt: skip
     tex = [
         r"% needs \usepackage{booktabs}",
         f"% {title}",
         tabulate(
-            [[_tex_safe(c) if "textbf" not in c else c for c in row] for row in format_rows(table, metrics, r"\textbf{{{}}}")],
+            [
+                [_tex_safe(c) if "textbf" not in c else c for c in row]
+                for row in format_rows(table, metrics, r"\textbf{{{}}}", r" [{}, {}]")
+            ],
             [_tex_safe(h) for h in headers(metrics)], "latex_raw", disable_numparse=True,
         ),
     ]  # fmt: skip

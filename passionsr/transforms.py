@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -49,14 +50,40 @@ class LearnedScale(nn.Module):
         self._started = False
 
 
+class _Normalise(torch.autograd.Function):
+    """(x - o) exp(-log s), o and log s broadcast per channel; keeps its output and not x for the backward pass."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, offset: Tensor, log_scale: Tensor) -> Tensor:
+        inverse = (-log_scale).exp()
+        out = (x - offset).mul_(inverse)
+        ctx.save_for_backward(out, inverse)
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        out, inverse = ctx.saved_tensors
+        grad_x = grad * inverse
+        grad_offset = grad_log_scale = None
+        if ctx.needs_input_grad[1]:
+            grad_offset = -grad_x.sum_to_size(inverse.shape)
+        if ctx.needs_input_grad[2]:
+            grad_log_scale = -(grad * out).sum_to_size(inverse.shape)
+        return grad_x, grad_offset, grad_log_scale
+
+
 class ChannelTransform(LearnedScale):
     """x -> (x - o) / s and W -> W s per input channel, with the exact correction term f(o, W).
 
-    Args: channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
+    Args:
+        channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
+        official: names of released bugs to reproduce in linear layers (methods.md 0.1): "linear_offset" computes
+            (x + o) / s, which W o does not correct; "stat_2d" takes one maximum for a 2-D input.
     """
 
-    def __init__(self, channels: int, is_conv: bool):
+    def __init__(self, channels: int, is_conv: bool, official: Sequence[str] = ()):
         super().__init__(channels)
+        self.official = tuple(official) if not is_conv else ()
         self.offset = nn.Parameter(torch.zeros(channels), requires_grad=False)
         self.is_conv = is_conv
         self.collecting = False
@@ -69,12 +96,15 @@ class ChannelTransform(LearnedScale):
         """Update s from one batch: per-channel maxima over all other dims, for any rank of x."""
         axis = 1 if self.is_conv else x.ndim - 1
         amax_x = x.abs().amax([d for d in range(x.ndim) if d != axis])
+        if x.ndim == 2 and "stat_2d" in self.official:
+            amax_x = amax_x.max().expand_as(amax_x)
         amax_w = weight.abs().amax([d for d in range(weight.ndim) if d != 1])
         self.update(init_scale(amax_x, amax_w, alpha, mode))
 
     def input(self, x: Tensor) -> Tensor:
         """(x - o) / s, same shape."""
-        return (x - self._shape(self.offset, x.ndim)) / self._shape(self.scale, x.ndim)
+        offset = -self.offset if "linear_offset" in self.official else self.offset
+        return _Normalise.apply(x, self._shape(offset, x.ndim), self._shape(self.log_scale, x.ndim))
 
     def weight(self, weight: Tensor) -> Tensor:
         """W s along the input channels, same shape."""

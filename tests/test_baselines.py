@@ -203,7 +203,7 @@ def test_shortcut_splits_are_the_hidden_channels(tiny):
 
 def at_ends(layer, weight):
     """Where the grid point above a weight is beyond the last code, or the one below before the first."""
-    scale, zero_point = layer.weight_quantizer.grid(weight.ndim)
+    scale, zero_point = layer.weight_quantizer.grid(weight)
     floor = torch.floor(weight / scale) + zero_point
     return (floor < 0) | (floor >= layer.weight_quantizer.spec.levels)
 
@@ -227,9 +227,9 @@ def test_adaround_hardens_and_beats_nearest_rounding():
 
     with torch.no_grad():
         nearest = float(loss(batches[0]))
-        grid = layer.weight_quantizer(layer.weight).clone()
-        scale, _ = layer.weight_quantizer.grid(4)
-    weight = layer.weight.detach().clone()
+        weight = layer.weight.clone()
+        grid = layer.weight_quantizer(weight).clone()
+        scale, _ = layer.weight_quantizer.grid(weight)
     rounders = soften([layer])
     # Soft weights are the float weights where nothing is clamped (the rounded zero point moves the grid's ends
     # by up to half a step); V >= 0 is h >= 0.5.

@@ -133,7 +133,7 @@ def test_bias_is_quantized_with_the_interior_shift():
     """Paper Eq. 5: Q(b + W o), per tensor at weight bits: at most 2^b distinct biases."""
     _, quantized, _x = make("conv3x3", let=True, quantize_bias=True, weight_bits=2)
     quantized.init_weights()
-    bias, _ = quantized._bias_and_border((9, 12))
+    bias, _, _ = quantized._bias_and_border((9, 12))
     assert len(quantized.bias_quantizer(bias).unique()) <= 4
     quantized.freeze()
     assert quantized.bias_codes.max() <= 3

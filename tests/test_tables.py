@@ -1,5 +1,6 @@
 """Tables: means by hand, marks, n/a, and the published block."""
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -62,11 +63,42 @@ def test_rows_order_means_and_marks(config):
     assert "psnr" in best["W4A4", "PassionSR"]
 
 
+def test_intervals_are_paired():
+    """A constant difference is never noise, however much the images differ; equal means are."""
+    rng = np.random.default_rng(1)
+    base = list(rng.normal(25, 4, 12))
+    values = {
+        ("a", "W8A8"): {"psnr": base},
+        ("b", "W8A8"): {"psnr": [v - 0.2 for v in base]},
+        ("c", "W8A8"): {"psnr": list(np.array(base) + rng.normal(-0.01, 1.0, 12))},
+    }
+    bands = tables.intervals(scores(values), "psnr", ["a"])
+    assert not bands["a"][2]
+    assert not bands["b"][2]
+    assert bands["c"][2]
+    low, high, _ = bands["a"]
+    assert low < np.mean(base) < high
+    # Against the normal approximation: 1.96 standard errors; the bootstrap of 12 values is a little narrower.
+    half = 1.96 * np.std(base, ddof=1) / 12**0.5
+    assert 0.8 * half < (high - low) / 2 < 1.1 * half
+
+
+def test_seeds_widen_the_interval():
+    rows = pd.concat(
+        [scores({("a", "W8A8"): {"psnr": [20.0 + s, 21.0 + s]}}).assign(seed=s) for s in (0, 5, 10)]
+    )
+    low, high, _ = tables.intervals(rows, "psnr", [])["a"]
+    assert low < 22
+    assert high > 29
+    one_low, one_high, _ = tables.intervals(rows[rows.seed == 5], "psnr", [])["a"]
+    assert (one_low, one_high) == (25.0, 26.0)
+
+
 def test_printed_cells(config):
     table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     rows = tables.format_rows(table, config.metrics, "**{}**")
     assert rows[0][:3] == ["W32A32", "FP32", "25.00"]
-    assert rows[1][:3] == ["W8A8", "MinMax", "21.00"]
+    assert rows[1][:3] == ["W8A8", "MinMax", "21.00 ≈"]  # -4 and +1 dB on two images: noise
     assert rows[2][:3] == ["", "PassionSR", "**22.50**"]
     assert rows[1][config.metrics.index("musiq") + 2] == "n/a"
 

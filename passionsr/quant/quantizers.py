@@ -10,9 +10,16 @@ import torch
 from torch import Tensor, nn
 
 from passionsr.quant.observers import RangeMode, RangeObserver
-from passionsr.quant.primitives import dequantize, fake_quantize, quantize, scale_of, zero_of
+from passionsr.quant.primitives import (
+    dequantize,
+    fake_quantize,
+    fake_quantize_stale,
+    quantize,
+    scale_of,
+    zero_of,
+)
 from passionsr.quant.search import RangeSearch
-from passionsr.quant.spec import Form, QuantSpec
+from passionsr.quant.spec import HALF, Form, QuantSpec
 
 MIN_SCALE = 1e-8
 
@@ -39,13 +46,11 @@ class Quantizer(nn.Module):
     def __init__(self, spec: QuantSpec, channels: tuple[int, ...] = ()):
         super().__init__()
         self.spec = spec
-        if spec.split:
-            size = channels[-1]
-            if not 0 < spec.split < size:
-                raise ValueError(f"{size} channels cannot be split after the first {spec.split}")
-            self.register_buffer(
-                "group_of", (torch.arange(size) >= spec.split).long(), persistent=False
+        if spec.split > 0 and not spec.split < channels[-1]:
+            raise ValueError(
+                f"{channels[-1]} channels cannot be split after the first {spec.split}"
             )
+        self._index: Tensor | None = None
         shape = (channels[0], spec.groups) if spec.per_channel else (spec.groups,)
         self.lower = nn.Parameter(torch.full(shape, -1.0), requires_grad=False)
         self.upper = nn.Parameter(torch.full(shape, 1.0), requires_grad=False)
@@ -54,6 +59,8 @@ class Quantizer(nn.Module):
         self.phase = Phase.QUANTIZED
         self.observer: RangeObserver | None = None
         self.find: Finder | None = None
+        self._previous_scale: Tensor | None = None
+        self.settled = False
 
     def learn_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
         """Make (scale, zero_point) the parameters instead of the bounds, until `settle`.
@@ -70,7 +77,8 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def settle(self) -> None:
-        """End `learn_scale`: what was learned becomes the bounds."""
+        """End of training: what `learn_scale` learned becomes the bounds, a stale zero point is forgotten."""
+        self.settled = True
         lower, upper = self.bounds()
         self.lower.copy_(lower)
         self.upper.copy_(upper)
@@ -86,27 +94,41 @@ class Quantizer(nn.Module):
         scale = self.scale.clamp_min(MIN_SCALE)
         return -zero_point * scale, (self.spec.levels - zero_point) * scale
 
-    def _expand(self, bound: Tensor, ndim: int) -> Tensor:
-        """Bounds -> a tensor that broadcasts against an input of `ndim` dimensions."""
+    def group_of(self, size: int) -> Tensor:
+        """The group, 0 or 1, of each of `size` channels."""
+        if self._index is None or self._index.shape[0] != size:
+            first = size // 2 if self.spec.split == HALF else self.spec.split
+            self._index = (torch.arange(size) >= first).long().to(self.lower.device)
+        return self._index
+
+    def _expand(self, bound: Tensor, like: Tensor) -> Tensor:
+        """Bounds -> a tensor that broadcasts against `like`."""
+        axis = self.spec.channel_axis
         if self.spec.groups > 1:
-            bound = bound.index_select(-1, self.group_of)
-        shape = [1] * ndim
-        shape[self.spec.channel_axis] = bound.shape[-1]
+            bound = bound.index_select(-1, self.group_of(like.shape[axis]))
+        shape = [1] * like.ndim
+        shape[axis] = bound.shape[-1]
         if self.spec.per_channel:
             shape[0] = bound.shape[0]
         return bound.reshape(shape)
 
-    def _bounds(self, ndim: int) -> tuple[Tensor, Tensor]:
+    def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = self.bounds()
         if self.spec.groups == 1 and not self.spec.per_channel:
             return lower.reshape(()), upper.reshape(())
-        return self._expand(lower, ndim), self._expand(upper, ndim)
+        return self._expand(lower, like), self._expand(upper, like)
 
-    def grid(self, ndim: int) -> tuple[Tensor, Tensor]:
-        """(scale, zero_point) in the standard sign, broadcastable against an input of `ndim` dimensions."""
-        lower, upper = self._bounds(ndim)
+    def grid(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(scale, zero_point) in the standard sign, broadcastable against `like`."""
+        lower, upper = self._bounds(like)
         scale = scale_of(lower, upper, self.spec.levels)
         return scale, -zero_of(lower, scale, self.spec.form)
+
+    def _stale(self, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
+        scale = scale_of(lower, upper, self.spec.levels).detach()
+        previous = scale if self._previous_scale is None else self._previous_scale
+        self._previous_scale = scale
+        return fake_quantize_stale(x, lower, upper, self.spec.levels, previous)
 
     def rows(self, x: Tensor) -> list[Tensor]:
         """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
@@ -114,7 +136,7 @@ class Quantizer(nn.Module):
         if self.spec.groups > 1:
             axis = self.spec.channel_axis % x.ndim
             parts = [
-                x.index_select(axis, (self.group_of == g).nonzero().flatten())
+                x.index_select(axis, (self.group_of(x.shape[axis]) == g).nonzero().flatten())
                 for g in range(self.spec.groups)
             ]
         return [p.reshape(p.shape[0] if self.spec.per_channel else 1, -1) for p in parts]
@@ -138,7 +160,7 @@ class Quantizer(nn.Module):
         low, high = flat.amin(-1), flat.amax(-1)  # (..., channels)
         if self.spec.groups == 1:
             return low.amin(-1, keepdim=True), high.amax(-1, keepdim=True)
-        masks = [self.group_of == g for g in range(self.spec.groups)]
+        masks = [self.group_of(x.shape[axis]) == g for g in range(self.spec.groups)]
         return (
             torch.stack([low[..., m].amin(-1) for m in masks], -1),
             torch.stack([high[..., m].amax(-1) for m in masks], -1),
@@ -147,24 +169,28 @@ class Quantizer(nn.Module):
     @torch.no_grad()
     def set_bounds(self, lower: Tensor, upper: Tensor, include_zero: bool = False) -> None:
         """Overwrite the bounds; `include_zero` widens them so that 0.0 is inside (methods.md 3.2)."""
+        self._previous_scale = None
         self.lower.copy_(lower.clamp_max(0) if include_zero else lower)
         self.upper.copy_(upper.clamp_min(0) if include_zero else upper)
 
     def codes(self, x: Tensor) -> Tensor:
         """Integer codes of `x`: uint8 up to 8 bits, int32 above."""
-        codes = quantize(x, *self._bounds(x.ndim), self.spec.levels, self.spec.form)
+        codes = quantize(x, *self._bounds(x), self.spec.levels, self.spec.form)
         return codes.to(torch.uint8 if self.spec.bits <= 8 else torch.int32)
 
     def dequantize(self, codes: Tensor) -> Tensor:
         """Values of `codes`, bit-equal to what `forward` returns for the tensor they came from."""
         return dequantize(
-            codes.to(self.lower.dtype), *self._bounds(codes.ndim), self.spec.levels, self.spec.form
+            codes.to(self.lower.dtype), *self._bounds(codes), self.spec.levels, self.spec.form
         )
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
         if self.phase is Phase.QUANTIZED:
-            return fake_quantize(x, *self._bounds(x.ndim), self.spec.levels, self.spec.form)
+            lower, upper = self._bounds(x)
+            if self.spec.form is Form.INT_ZP_STALE and not self.settled:
+                return self._stale(x, lower, upper)
+            return fake_quantize(x, lower, upper, self.spec.levels, self.spec.form)
         if self.phase is Phase.OBSERVING and self.observer is not None:
             bounds = self.observe(x) if self.find is None else self.find(self, x)
             self.observer.update(*bounds)

@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
+HALF = -1
 MIN_BITS, MAX_BITS = 2, 16
 
 
@@ -16,12 +17,15 @@ class Form(StrEnum):
     INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties away.
     AFFINE: as INT_ZP with ties to even: the standard scale / zero_point form of the baselines.
     LSQ: the grid of AFFINE; what is clipped is decided by x against the bounds, not by its code (methods.md 4.2).
+    INT_ZP_STALE: as INT_ZP, trained with the zero point of the previous forward's scale: PassionSR's released
+    quantizer with its wrong gradient (methods.md 8.6.2), for `official` runs only.
     REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers: EfficientDM's
     released activation quantizer (methods.md 7.5c), for `official` runs only.
     """
 
     REAL_OFFSET = "real_offset"
     INT_ZP = "int_zp"
+    INT_ZP_STALE = "int_zp_stale"
     AFFINE = "affine"
     LSQ = "lsq"
     REAL_ZP = "real_zp"
@@ -33,7 +37,8 @@ class QuantSpec:
 
     per_channel: one range per output channel (dim 0), for weights; else per tensor.
     split: 0 for one range; else two ranges along the input-channel axis, the first for this many channels
-    (half of them in PassionSR, methods.md 8.1; those of the hidden state in Q-Diffusion, 6.1).
+    (half of them in PassionSR, methods.md 8.1; those of the hidden state in Q-Diffusion, 6.1). HALF: half of
+    whatever the axis holds.
     channel_axis: the input-channel axis that `split` refers to.
     """
 

@@ -57,6 +57,7 @@ MODEL_CODE = code(
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
+    "passionsr/reconstruction.py",
     "passionsr/passion.py", "baselines/*.py",
 )  # fmt: skip
 SCORE_CODE = code("passionsr/metric*.py")
