@@ -28,7 +28,7 @@ lint: $(VENV)/.ready
 	codespell
 
 bench: $(VENV)/.ready
-	passionsr bench results/mini
+	passionsr bench results/mini --step
 
 readme: $(VENV)/.ready
 	passionsr readme

@@ -58,11 +58,11 @@ def _quantize(args: argparse.Namespace) -> None:
     method = load_method(entry.target, entry.options)
     teacher = load_model(args.model)
     batches = make_batches(teacher, [to_tensor(upscale(a)) for a in arrays], 4, args.seed)
-    model, _, report = quantize_model(method, teacher, scheme, args.scope, batches)
+    model, _, report = quantize_model(method, teacher, scheme, args.scope, batches, args.seed)
     info = {"method": args.method, "scheme": str(scheme), "scope": args.scope, "seed": args.seed}
     save_quantized(model, args.output, info)
     for row in report:
-        print(f"{row.name:60s} {row.kind:10s} W{row.weight_bits or '-'}A{row.act_bits}")
+        print(f"{row.name:60s} {row.kind:10s} W{row.weight_bits or '-'}A{row.act_bits or '-'}")
     print(args.output)
 
 
@@ -117,6 +117,12 @@ def _bench(args: argparse.Namespace) -> None:
     from passionsr.bench import report
 
     print(report(args.results))
+    if args.step:
+        from passionsr.loading import load_model
+        from passionsr.step_bench import step_ratios
+
+        print(f"\nOne training step of the UNet, {args.threads} thread(s):\n")
+        print(step_ratios(load_model(args.model), threads=args.threads))
 
 
 def _readme(args: argparse.Namespace) -> None:
@@ -174,6 +180,9 @@ def build_parser() -> argparse.ArgumentParser:
 
     sub = add("bench", _bench, "where the last run's time went")
     sub.add_argument("results", type=Path, nargs="?", default=Path("results/mini"))
+    sub.add_argument("--step", action="store_true", help="also time a training step against FP32")
+    sub.add_argument("--model", type=Path, default=Path("models/mini"))
+    sub.add_argument("--threads", type=int, default=1)
 
     sub = add("readme", _readme, "copy the generated tables and picture into README.md")
     sub.add_argument("--readme", type=Path, default=Path("README.md"))

@@ -1,0 +1,142 @@
+"""The switches that reproduce released behaviour (methods.md 0.1, 8.6): each does what it says, alone."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from passionsr.calibration import make_batches
+from passionsr.export import load_quantized, save_quantized
+from passionsr.files import UserError
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.method import in_sequence, quantize_model
+from passionsr.passion import OFFICIAL, PassionSR
+from passionsr.quant.primitives import fake_quantize_stale
+from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.spec import Form, QuantSpec, Scheme
+
+FAST = {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3}
+W6A6 = Scheme.parse("W6A6")
+LBQ = [f"lbq_{k}_b{b}" for k in ("act", "weight_conv", "weight_linear") for b in (8, 6, 4)]
+
+
+@pytest.fixture(scope="module")
+def batches(tiny):
+    generator = torch.Generator().manual_seed(3)
+    images, hrs = (
+        [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)] for _ in range(2)
+    )
+    return make_batches(tiny, images, 2, 0, hrs)
+
+
+def relative(got, want):
+    return float((got.flatten() - want.flatten()).abs().max() / (1 + want.abs().max()))
+
+
+@pytest.mark.parametrize("name", LBQ)
+def test_stale_zero_point_vectors(shared, name):
+    """First forward after the bounds moved (zero point of the old scale), then the second: outputs and gradients."""
+    data = np.load(shared / "vectors" / f"{name}.npz")
+    v = {k: torch.as_tensor(data[k]) for k in data.files}
+    levels = 2 ** int(v["bits"]) - 1
+    for call, previous in (
+        ("clip1", v["prev_delta"]),
+        ("clip2", (v["x_max"] - v["x_min"]) / levels),
+    ):
+        x, lower, upper = (v[k].clone().requires_grad_(True) for k in ("x", "x_min", "x_max"))
+        y = fake_quantize_stale(x, lower, upper, levels, previous)
+        (y * v["G"]).sum().backward()
+        assert relative(y, v[f"{call}_y"]) < 1e-10
+        assert relative(x.grad, v[f"{call}_gx"]) < 1e-10
+        assert relative(upper.grad, v[f"{call}_gmax"]) < 1e-9
+        assert relative(lower.grad, v[f"{call}_gmin"]) < 1e-9
+
+
+def test_a_quantizer_remembers_the_last_scale_until_it_settles():
+    x = torch.linspace(-1, 2, 50)
+    quantizer = Quantizer(QuantSpec(bits=4, form=Form.INT_ZP_STALE))
+    quantizer.set_bounds(torch.tensor([-1.0]), torch.tensor([2.0]))
+    first = quantizer(x)
+    with torch.no_grad():
+        quantizer.upper.mul_(0.6)
+    stale = quantizer(x)
+    fresh = quantizer(x)
+    assert not torch.equal(stale, fresh)
+    quantizer.settle()
+    assert torch.equal(quantizer(x), fresh)
+    assert torch.equal(quantizer(x), fresh)
+    assert not torch.equal(first, fresh)
+
+
+def test_gradients_add_up_over_an_epoch():
+    """zero_grad="epoch": the k-th step of an epoch uses the sum of its first k gradients (8.6.3)."""
+    batches = [1.0, 2.0, 4.0]
+    seen = {}
+    for mode in ("step", "epoch"):
+        parameter = nn.Parameter(torch.tensor([0.0]))
+        seen[mode] = []
+        parameter.register_post_accumulate_grad_hook(
+            lambda p, mode=mode: seen[mode].append(float(p.grad))
+        )
+        # the loss is linear, so gradients are the batches' own numbers
+        config = FitConfig(lr=0.1, epochs=2, zero_grad=mode)
+        fit(
+            [ParamGroup([parameter])],
+            lambda b, p=parameter: b * p.sum(),
+            batches,
+            config,
+            FitLog(),
+            "t",
+        )
+    assert seen["step"] == [1, 2, 4, 1, 2, 4]
+    assert seen["epoch"] == [1, 3, 7, 1, 3, 7]
+
+
+@pytest.mark.parametrize("switch", OFFICIAL)
+def test_each_switch_changes_the_result(switch, tiny, batches):
+    """A switch that made no difference would be a switch that is not wired."""
+    states = []
+    for options in ({}, {switch: OFFICIAL[switch]}):
+        # some switches show only if the offset has moved, or in the second epoch
+        method = PassionSR(**{**FAST, "epochs": 2, "let_lr": 1e-2}, **options)
+        model, _, _ = quantize_model(method, tiny, W6A6, "UV", batches)
+        states.append(model.state_dict())
+    same = [torch.equal(states[0][k], states[1][k]) for k in states[0] if k in states[1]]
+    assert not all(same)
+
+
+def test_official_as_a_whole_saves_and_loads(tiny, batches, tmp_path):
+    method = PassionSR.official(**FAST)
+    model, log, _ = quantize_model(method, tiny, W6A6, "UV", batches)
+    assert all(np.isfinite(r["loss"]) for r in log.rows)
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = model(image)
+        save_quantized(model, tmp_path, {})
+        loaded = load_quantized(tmp_path)
+        assert torch.equal(loaded(image), expected)  # no preheat forward needed
+        assert torch.equal(loaded(image), expected)
+
+
+def test_eps_loss_is_the_x0_loss_over_the_squared_gain(tiny, batches):
+    """On the teacher's own latents (methods.md 1.1, 8.5): 213.6 times, to float32's 1e-3 after the cancellation."""
+    ratios = []
+    for space in ("eps", "x0"):
+        method = PassionSR(unet_let_loss=space)
+        prepared, _ = method.prepare(tiny, W6A6, "U")
+        for sub, inputs, _ in in_sequence(prepared, batches, "U"):
+            method._init_ranges(sub, inputs)
+            with torch.no_grad():
+                ratios.append(float(method._loss(prepared, sub, "let")((inputs[0], batches[0]))))
+    assert ratios[1] / ratios[0] == pytest.approx(tiny.eps_gain**2, rel=1e-3)
+
+
+def test_hr_target_needs_ground_truth(tiny, tiny_batches):
+    with pytest.raises(UserError, match="needs ground truth"):
+        quantize_model(PassionSR(decoder_target="hr", **FAST), tiny, W6A6, "UV", tiny_batches)
+
+
+@pytest.mark.parametrize("name", ["lbq_form", "zero_grad", "quantize_bias", "act_range_init"])
+def test_unknown_values_are_refused(name):
+    with pytest.raises(UserError, match=f"{name} 'wrong' is unknown: give one of"):
+        PassionSR(**{name: "wrong"})
