@@ -62,6 +62,7 @@ class Config:
     batch_size: int
     metrics: tuple[str, ...]
     threads: int
+    sensitivity: str | None
     digest: str
 
     @property
@@ -170,5 +171,6 @@ def load_config(path: str | Path) -> Config:
         batch_size=raw["batch_size"],
         metrics=tuple(check_metrics(raw["metrics"])),
         threads=raw.get("threads", 1),
+        sensitivity=raw.get("sensitivity"),
         digest=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16],
     )

@@ -16,8 +16,9 @@ from matplotlib.patches import Rectangle
 
 from passionsr.config import FP32, Config, Run
 from passionsr.data import ImagePair
-from passionsr.files import atomic_path
+from passionsr.files import atomic_path, read_json
 from passionsr.images import SCALE, read_uint8
+from passionsr.metric_table import METRICS
 from passionsr.stages import run_folder, test_pairs
 
 ZOOM = 64
@@ -146,6 +147,59 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
     return figure
 
 
+def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
+    """Fidelity to FP32 against the size of the packed model, one line per method through its bit widths."""
+    rows = []
+    for run in runs:
+        folder = run_folder(config, run.run_id)
+        scores = pd.read_csv(folder / "scores.csv")
+        size = read_json(folder / "run.json")["model_bytes"] / 2**20
+        for metric in ("psnr_fp", "lpips_fp"):
+            value = scores[scores.metric == metric].value.mean()
+            title = config.entries[run.method].title
+            rows.append((title, run.scheme, size, metric, value))
+    data = pd.DataFrame(rows, columns=["method", "scheme", "size", "metric", "value"]).dropna()
+    metrics = list(dict.fromkeys(data.metric))
+    figure, axes = plt.subplots(1, max(1, len(metrics)), figsize=(11, 4), squeeze=False)
+    methods = list(dict.fromkeys(data.method))
+    colours = dict(zip(methods, sns.color_palette("husl", len(methods)), strict=True))
+    for axis, metric in zip(axes[0], metrics, strict=False):
+        chosen = data[data.metric == metric]
+        for method, line in chosen.groupby("method", sort=False):
+            line = line.groupby("scheme").mean(numeric_only=True).sort_values("size")
+            axis.plot(line["size"], line["value"], "o-", ms=4, label=method, color=colours[method])
+        for scheme, point in chosen.groupby("scheme")["size"].mean().items():
+            axis.axvline(point, color="0.85", lw=0.8, zorder=0)
+            axis.annotate(
+                scheme, (point, 1), xycoords=("data", "axes fraction"), ha="center", fontsize=7
+            )
+        axis.set_xlabel("packed model, MiB")
+        axis.set_ylabel(METRICS[metric].title)
+    axes[0][-1].legend(fontsize=7)
+    figure.tight_layout()
+    return figure
+
+
+def sensitivity_figure(data: pd.DataFrame, scheme: str) -> plt.Figure:
+    """PSNR to FP32 with one layer quantized, layers in the order of the model, coloured by part."""
+    data = data.assign(part=data.layer.str.split(".").str[:2].str.join("."))
+    figure, axis = plt.subplots(figsize=(12, 4))
+    parts = list(dict.fromkeys(data.part))
+    for part, colour in zip(parts, sns.color_palette("husl", len(parts)), strict=True):
+        chosen = data[data.part == part]
+        axis.bar(chosen.index, chosen.psnr_fp, color=colour, width=1.0, label=part)
+    for index in data.psnr_fp.nsmallest(5).index:
+        axis.annotate(
+            data.layer[index], (index, data.psnr_fp[index]), rotation=60, fontsize=6, va="bottom"
+        )
+    axis.set_xlabel("layer")
+    axis.set_ylabel("PSNR to FP32 (dB), lower is more sensitive")
+    axis.set_title(f"One layer quantized at a time (MinMax, {scheme})", fontsize=10)
+    axis.legend(fontsize=6, ncols=4)
+    figure.tight_layout()
+    return figure
+
+
 def _empty(message: str) -> plt.Figure:
     figure, axis = plt.subplots(figsize=(5, 1))
     axis.axis("off")
@@ -154,7 +208,7 @@ def _empty(message: str) -> plt.Figure:
 
 
 def write_figures(config: Config) -> None:
-    """crops_<scheme>, loss_curves and ranges_let, from the files of the runs alone."""
+    """crops_<scheme>, loss_curves, ranges_let, bits_sweep and sensitivity, from the files of the runs alone."""
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
     everything = test_pairs(config)
@@ -169,3 +223,7 @@ def write_figures(config: Config) -> None:
     ranked = sorted(with_let, key=lambda r: (r.method != "passionsr", r.scheme != "W6A6"))
     figure = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
     save(figure or _empty("no run uses LET"), folder / "ranges_let.png")
+    save(sweep_figure(config, runs), folder / "bits_sweep.png")
+    if config.sensitivity:
+        rows = pd.read_csv(config.results / "sensitivity.csv")
+        save(sensitivity_figure(rows, config.sensitivity), folder / "sensitivity.png")

@@ -129,7 +129,7 @@ def calibrate(config: Config, run: Run) -> None:
     """Quantize the float model for one run: artifact, curves, layer report, run.json (written last)."""
     from passionsr.bench import peak_mib
     from passionsr.calibration import make_batches
-    from passionsr.diagnostics import RANGE_COLUMNS, let_ranges
+    from passionsr.diagnostics import RANGE_COLUMNS, let_ranges, model_bytes
     from passionsr.export import save_quantized
     from passionsr.images import to_tensor
     from passionsr.method import load_method, quantize_model
@@ -185,12 +185,37 @@ def calibrate(config: Config, run: Run) -> None:
             "versions": _versions(),
             "device": platform.processor() or platform.machine(),
             "threads": config.threads,
+            "model_bytes": model_bytes(model),
             "seconds": round(seconds, 2),
             "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
             "peak_mib": round(peak_mib()),
             "peak_mib_before_calibration": round(imported),
         },
     )
+
+
+def sensitivity(config: Config) -> None:
+    """sensitivity.csv: what quantizing each layer alone does to the float model's output.
+
+    MinMax at the configuration's `sensitivity` scheme, scope UV, on two calibration images.
+    """
+    from baselines.minmax import MinMax
+    from passionsr.calibration import make_batches
+    from passionsr.diagnostics import SENSITIVITY_COLUMNS
+    from passionsr.diagnostics import sensitivity as measure
+    from passionsr.images import to_tensor
+    from passionsr.quant.spec import Scheme
+
+    assert config.sensitivity is not None
+    teacher = load_float_model(config)
+    pairs = calibration_pairs(config)
+    images = [to_tensor(upscale(read_pair(p)[0])) for p in pairs]
+    batches = make_batches(teacher, images, config.batch_size, 0)
+    method = MinMax()
+    model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")
+    method.calibrate(model, batches, "UV")
+    rows = measure(model, batches[0].image[:2])
+    write_csv(config.results / "sensitivity.csv", rows, SENSITIVITY_COLUMNS)
 
 
 def infer(config: Config, run: Run) -> None:

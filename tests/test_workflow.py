@@ -85,6 +85,7 @@ def test_products(finished):
             assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 0
     assert {p.name for p in (results / "figures").iterdir()} == {
         "crops_W8A8.png", "crops_W4A4.png", "loss_curves.png", "ranges_let.png",
+        "bits_sweep.png", "sensitivity.png",
     }  # fmt: skip
     assert len(list((results / "benchmarks").glob("*.tsv"))) >= 10
     assert not list(results.rglob(".tmp-*"))

@@ -82,8 +82,16 @@ TABLES = [
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
 FIGURES = [
     f"{RESULTS}/figures/{name}.png"
-    for name in [*(f"crops_{s}" for s in SCHEMES), "loss_curves", "ranges_let"]
+    for name in [
+        *(f"crops_{s}" for s in SCHEMES),
+        "loss_curves",
+        "ranges_let",
+        "bits_sweep",
+    ]
 ]
+SENSITIVITY = [f"{RESULTS}/sensitivity.csv"] if CFG.sensitivity else []
+if SENSITIVITY:
+    FIGURES.append(f"{RESULTS}/figures/sensitivity.png")
 
 
 wildcard_constraints:

@@ -1,7 +1,7 @@
 rule calibrate:
     """One quantized model: integer codes and scheme, curves, report."""
     input:
-        data=[str(pair.lr) for pair in CALIBRATION],
+        data=[str(path) for pair in CALIBRATION for path in (pair.lr, pair.hr)],
         model=MODEL_FILES,
     output:
         f"{RESULTS}/runs/{{run}}/artifact/model.safetensors",
@@ -26,6 +26,28 @@ rule calibrate:
         run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
     shell:
         f"{STAGE} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+
+
+rule sensitivity:
+    """Each layer quantized alone."""
+    input:
+        data=[str(pair.lr) for pair in CALIBRATION],
+        model=MODEL_FILES,
+    output:
+        f"{RESULTS}/sensitivity.csv",
+    log:
+        f"{RESULTS}/logs/sensitivity.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/sensitivity.tsv"
+    retries: 1
+    threads: CFG.threads
+    resources:
+        mem_mb=at_attempt(3000),
+    params:
+        code=MODEL_CODE + METHOD_CODE,
+        scheme=CFG.sensitivity,
+    shell:
+        f"{STAGE} sensitivity --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule infer:

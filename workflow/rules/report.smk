@@ -58,6 +58,8 @@ rule figures:
         images=[path for run in [FP32, *RUNS] for path in images(run)],
         fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
+        scores=[f"{RESULTS}/runs/{run}/scores.csv" for run in RUNS],
+        sensitivity=SENSITIVITY,
     output:
         FIGURES,
     log:

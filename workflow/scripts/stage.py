@@ -9,12 +9,14 @@ from passionsr.bench import Timer
 from passionsr.config import Config, load_config
 from passionsr.files import UserError
 
-STAGES = ("data", "probe", "reference", "calibrate", "infer", "score", "tables", "figures")
+STAGES = (
+    "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
+)  # fmt: skip
 
 
 def imports(stage: str) -> None:
     """What a stage needs before it can work, imported first so that the timer can tell it from work."""
-    if stage in ("reference", "calibrate", "infer"):
+    if stage in ("reference", "sensitivity", "calibrate", "infer"):
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     elif stage == "score":
         from passionsr.metric_weights import use_private_hub
@@ -27,7 +29,7 @@ def imports(stage: str) -> None:
 
 def work(stage: str, config: Config, run_ids: list[str]) -> None:
     """Call the library."""
-    if stage in ("reference", "calibrate", "infer", "score"):
+    if stage in ("reference", "sensitivity", "calibrate", "infer", "score"):
         import torch
 
         torch.set_num_threads(config.threads)
@@ -45,9 +47,12 @@ def work(stage: str, config: Config, run_ids: list[str]) -> None:
 
         write_figures(config)
     else:
-        {"data": stages.make_data, "probe": stages.probe_metrics, "reference": stages.reference}[
-            stage
-        ](config)
+        {
+            "data": stages.make_data,
+            "probe": stages.probe_metrics,
+            "reference": stages.reference,
+            "sensitivity": stages.sensitivity,
+        }[stage](config)
 
 
 def main() -> None:
