@@ -90,7 +90,7 @@ STAGES = {
     "chroma_polish": Stage(steps=400, batch=4, lr=3e-4, crop=128, colours=True),
     "chroma_latent": Stage(steps=700, batch=4, lr=8e-4, crop=128, colours=True),
     "chroma_sr": Stage(steps=1000, batch=6, lr=3e-4, crop=128, colours=True),
-    "chroma_large": Stage(steps=300, batch=2, lr=1.5e-4, crop=256, colours=True),
+    "chroma_large": Stage(steps=200, batch=2, lr=1.5e-4, crop=256, colours=True),
 }
 AUTOENCODERS = ("autoencoder", "colour_autoencoder", "chroma_autoencoder", "chroma_polish")
 UNET_ALONE = ("latent", "chroma_latent")

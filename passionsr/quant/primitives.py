@@ -52,32 +52,35 @@ def dequantize(codes: Tensor, lower: Tensor, upper: Tensor, levels: int, form: F
     return (codes + zero_of(lower, scale, form)).mul_(scale)
 
 
+def _positive(x: Tensor) -> Tensor:
+    """1.0 where x > 0, else 0.0, in place: several times faster than a comparison, whose result is boolean."""
+    return x.clamp_(min=0).sign_()
+
+
 def _clipped(
     x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form
 ) -> tuple[Tensor, Tensor]:
-    """(above, below): masks of the elements that quantization clips; bounds themselves are inside."""
+    """(above, below): 1.0 where quantization clips; bounds themselves are inside, except in LSQ."""
     if form is Form.REAL_OFFSET:
-        return x > upper, x < lower
+        return _positive(x - upper), _positive(lower - x)
     if form is Form.LSQ:
-        return x >= upper, x <= lower
+        return 1 - _positive(upper - x), 1 - _positive(x - lower)
     scale = scale_of(lower, upper, levels)
     codes = _round(x / scale, form) - zero_of(lower, scale, form)
     # A real zero point comes back from the bounds with float noise: codes 0 and n are inside.
     slack = 1e-4 if form is Form.REAL_ZP else 0.0
-    return codes > levels + slack, codes < -slack
+    return _positive(codes - (levels + slack)), _positive(-slack - codes)
 
 
-def _masked_sum(values: Tensor, mask: Tensor, shape: torch.Size) -> Tensor:
-    """Sum of the masked values, over the dimensions in which `shape` is 1; cheap if few are masked."""
-    if int(mask.count_nonzero()) * 16 > mask.numel():
-        return values.masked_fill(~mask, 0.0).sum_to_size(shape)
-    if not shape:
-        return values.masked_select(mask).sum()
-    index = mask.nonzero(as_tuple=True)
-    place = tuple(
-        i if size > 1 else torch.zeros_like(i) for i, size in zip(index, shape, strict=True)
-    )
-    return values.new_zeros(shape).index_put_(place, values[index], accumulate=True)
+def _extremes(x: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
+    """Minimum and maximum of x per range, or per channel of a split range, shaped like the bounds."""
+    if lower.ndim == 0:
+        return torch.aminmax(x)
+    dims = [d for d, size in enumerate(lower.shape) if size == 1]
+    if not dims:
+        return x, x
+    # Two reductions: faster than torch.aminmax over a dimension, and ten times faster than comparing all.
+    return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
 
 
 class _FakeQuantize(torch.autograd.Function):
@@ -100,17 +103,13 @@ class _FakeQuantize(torch.autograd.Function):
         x, out, lower, upper = ctx.saved_tensors
         levels, form = ctx.levels, ctx.form
         learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        clips = True
-        if lower.ndim == 0:
-            ends = torch.stack(torch.aminmax(x))
-            above, below = _clipped(ends, lower, upper, levels, form)
-            clips = bool((above | below).any())
         grad_x = grad
+        masks = [_clipped(end, lower, upper, levels, form) for end in _extremes(x, lower)]
+        clips = any(bool(mask.any()) for pair in masks for mask in pair)
         if clips:
             above, below = _clipped(x, lower, upper, levels, form)
-            outside = above | below
-            clips = bool(outside.any())
-            grad_x = grad.masked_fill(outside, 0.0) if clips else grad
+            grad_above, grad_below = above.mul_(grad), below.mul_(grad)
+            grad_x = (grad - grad_above).sub_(grad_below)
         if not learns:
             return grad_x, None, None, None, None
         # Inside, x_hat - x is the rounding residual in units of x; its share of the range is d x_hat / d upper.
@@ -118,14 +117,14 @@ class _FakeQuantize(torch.autograd.Function):
         inner = (out - x).mul_(grad_x).sum_to_size(lower.shape) / width
         grad_lower, grad_upper = -inner, inner
         if clips:
-            grad_above = _masked_sum(grad, above, lower.shape)
-            grad_below = _masked_sum(grad, below, lower.shape)
-            grad_lower, grad_upper = grad_lower + grad_below, grad_upper + grad_above
+            sum_above = grad_above.sum_to_size(lower.shape)
+            sum_below = grad_below.sum_to_size(lower.shape)
+            grad_lower, grad_upper = grad_lower + sum_below, grad_upper + sum_above
             if form is not Form.REAL_OFFSET:
                 # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
                 scale = scale_of(lower, upper, levels)
                 excess = (zero_of(lower, scale, form) - lower / scale) / levels
-                drift = excess * (grad_above + grad_below)
+                drift = excess * (sum_above + sum_below)
                 grad_lower, grad_upper = grad_lower - drift, grad_upper + drift
         return grad_x, grad_lower, grad_upper, None, None
 
