@@ -7,7 +7,7 @@ One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the 
 be off-distribution, so the calibration latents are used (7.4). UNet target: x0; VAE [ours]: latent and image.
 Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers, with the one
 scale shared); zero points rounded straight-through (act_zp="real" is the released form, not integer-
-executable). exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
+executable); every range holds zero, for exact zero padding. exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
 does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are quantized with
 quant_attn_matmul.
 """
@@ -93,7 +93,8 @@ class EfficientDM:
     """Options; steps per sub-model.
 
     lora_lr: as a share of a layer's mean weight scale (1 / 2500 in the released code). weight_lr, act_lr: Adam
-    steps of weight scales, and of activation scales and zero points. init_images: for the activation search.
+    steps of weight scales, and of activation scales and zero points; with relative_lr act_lr is a share of each
+    activation scale (an absolute step can exceed the whole scale of a softmax output). init_images: for the activation search.
     """
 
     rank: int = 32
@@ -105,6 +106,7 @@ class EfficientDM:
     lora_lr: float = 1 / 2500
     weight_lr: float = 1e-6
     act_lr: float = 5e-4
+    relative_lr: bool = False
     weight_decay: float = 0.01
     init_images: int = 32
 
@@ -180,7 +182,10 @@ class EfficientDM:
         fixed |= {layer.weight_quantizer for layer in layers}
         for quantizer in sub_quantizers(sub):
             if quantizer not in fixed:
-                groups.append(ParamGroup(list(quantizer.learn_scale()), self.act_lr))
+                scale, zero_point = quantizer.learn_scale()
+                unit = float(scale.mean()) if self.relative_lr else 1.0
+                groups.append(ParamGroup([scale], self.act_lr * unit))
+                groups.append(ParamGroup([zero_point], self.act_lr))
         return groups
 
 

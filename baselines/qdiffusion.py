@@ -83,7 +83,8 @@ class QDiffusion:
     """Options.
 
     weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps need the larger rate for
-    the rounding to harden (6.4). batch: images per step. recon_images: images kept per unit. unet_crop,
+    the rounding to harden (6.4). relative_lr: act_lr is a share of each scale; the released absolute step is larger
+    than the whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16. batch: images per step. recon_images: images kept per unit. unet_crop,
     vae_crop: side in latent pixels of the random crops that units are trained on, None for whole images.
     init_images: for the activation search.
     """
@@ -99,6 +100,7 @@ class QDiffusion:
     weight_lr: float = 1e-2
     act_steps: int = 1000
     act_lr: float = 4e-4
+    relative_lr: bool = False
     penalty: float = 0.01
     batch: int = 8
     recon_images: int = 128
@@ -269,9 +271,10 @@ class QDiffusion:
             elif isinstance(part.act_quantizer, Quantizer):
                 found.append(part.act_quantizer)
         scales = [quantizer.learn_scale()[0] for quantizer in found]
+        units = [float(s.mean()) if self.relative_lr else 1.0 for s in scales]
         with set_phase(unit.module, Phase.QUANTIZED):
             fit(
-                [ParamGroup(scales)],
+                [ParamGroup([s], unit) for s, unit in zip(scales, units, strict=True)],
                 lambda batch: self._unit_loss(unit, batch, 2.4),
                 Minibatches(seen, seen.output, self.batch, self.act_steps),
                 FitConfig(lr=self.act_lr, steps=self.act_steps, schedule="cosine"),

@@ -78,7 +78,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
 def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
     """Calibration loss, one panel per sub-model and phase, one line per run; None if nothing trains.
 
-    Where a phase trains unit by unit, a line is the mean over its units, each relative to its first step.
+    Where a phase trains unit by unit, a line is the median over its units, each relative to its first step.
     """
     frames = []
     for run in runs:
@@ -93,7 +93,7 @@ def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
     units = data.groupby(["run", "part", "phase"]).stage.transform("nunique") > 1
     first = data.groupby(["run", "stage"]).loss.transform("first").clip(lower=1e-12)
     data["loss"] = data.loss.where(~units, data.loss / first)
-    data = data.groupby(["run", "part", "phase", "step"], sort=False).loss.mean().reset_index()
+    data = data.groupby(["run", "part", "phase", "step"], sort=False).loss.median().reset_index()
     parts, phases = list(data.part.unique()), list(data.phase.unique())
     figure, axes = plt.subplots(
         len(parts), len(phases), figsize=(4.2 * len(phases), 2.8 * len(parts)), squeeze=False

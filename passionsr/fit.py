@@ -84,8 +84,7 @@ def fit(
 
     The parameters require a gradient only inside this call.
     Batches come in the given order, over and over (they were shuffled once, with the run's seed).
-    regulariser: of the step (from 1), added to the loss that is minimised and logged per step, but not to
-    the stage's loss before and after. Raises FloatingPointError, naming stage and step, if the loss is not finite.
+    regulariser: of the step (from 1), added to the loss that is minimised, but not to what is logged. Raises FloatingPointError, naming stage and step, if the loss is not finite.
     """
     params = [p for group in groups for p in group.params]
     total = config.total(len(batches))
@@ -107,10 +106,10 @@ def fit(
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * config.factor(step, len(batches))
             loss = loss_fn(batches[step % len(batches)])
+            value = float(loss.detach())
             if regulariser is not None:
                 loss = loss + regulariser(step + 1)
-            value = float(loss.detach())
-            if not math.isfinite(value):
+            if not math.isfinite(float(loss.detach())):
                 raise FloatingPointError(f"{stage}: the loss is {value} at step {step}")
             if config.zero_grad == "step" or step % len(batches) == 0:
                 optimizer.zero_grad(set_to_none=True)

@@ -36,9 +36,10 @@ def tiny():
 
 @pytest.fixture(scope="session")
 def tiny_batches(tiny):
-    """Four images of 32 px in two batches, with the float teacher's outputs."""
+    """Four images of 32 px in two batches, with ground truth and the float teacher's outputs."""
     from passionsr.calibration import make_batches
 
     generator = torch.Generator().manual_seed(3)
     images = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
-    return make_batches(tiny, images, batch_size=2, seed=0)
+    targets = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
+    return make_batches(tiny, images, batch_size=2, seed=0, targets=targets)
