@@ -26,12 +26,13 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from passionsr.calibration import CalibrationBatch
-from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.layers import AttentionConfig, LayerConfig, QuantizedLayer
 from passionsr.method import (
+    EXCEPTIONS,
     Exceptions,
     SubModel,
+    check_choices,
     in_sequence,
     init_ranges,
     parts_of,
@@ -111,10 +112,12 @@ class EfficientDM:
     init_images: int = 32
 
     def __post_init__(self) -> None:
-        if self.qalora_base not in ("float", "int"):
-            raise UserError(f"qalora_base {self.qalora_base!r} is unknown: give 'float' or 'int'")
-        if self.act_zp not in ("rounded", "real"):
-            raise UserError(f"act_zp {self.act_zp!r} is unknown: give 'rounded' or 'real'")
+        check_choices(
+            self,
+            qalora_base=("float", "int"),
+            act_zp=("rounded", "real"),
+            exceptions=EXCEPTIONS,
+        )
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

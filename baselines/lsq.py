@@ -21,12 +21,13 @@ import torch
 from torch import Tensor
 
 from passionsr.calibration import CalibrationBatch
-from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.layers import AttentionConfig, LayerConfig, QuantizedAttention, QuantizedLayer
 from passionsr.method import (
+    EXCEPTIONS,
     Exceptions,
     SubModel,
+    check_choices,
     in_sequence,
     init_ranges,
     output_loss,
@@ -79,8 +80,7 @@ class LSQ:
     relative_lr: bool = False
 
     def __post_init__(self) -> None:
-        if self.lsq_init not in ("minmax_p", "paper"):
-            raise UserError(f"lsq_init {self.lsq_init!r} is unknown: give 'minmax_p' or 'paper'")
+        check_choices(self, lsq_init=("minmax_p", "paper"), exceptions=EXCEPTIONS)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

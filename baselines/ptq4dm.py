@@ -20,10 +20,16 @@ from typing import Literal
 from torch import nn
 
 from passionsr.calibration import CalibrationBatch
-from passionsr.files import UserError
 from passionsr.fit import FitLog
 from passionsr.layers import AttentionConfig, LayerConfig
-from passionsr.method import Exceptions, in_sequence, init_ranges, swapped
+from passionsr.method import (
+    EXCEPTIONS,
+    Exceptions,
+    check_choices,
+    in_sequence,
+    init_ranges,
+    swapped,
+)
 from passionsr.model import OneStepSR
 from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.search import symmetric_search, two_sided_search
@@ -49,10 +55,7 @@ class PTQ4DM:
     momentum: float = 0.9
 
     def __post_init__(self) -> None:
-        if self.act_quant_site not in ("input", "output"):
-            raise UserError(
-                f"act_quant_site {self.act_quant_site!r} is unknown: give 'input' or 'output'"
-            )
+        check_choices(self, act_quant_site=("input", "output"), exceptions=EXCEPTIONS)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

@@ -25,7 +25,6 @@ import torch
 from torch import Tensor, nn
 
 from passionsr.calibration import CalibrationBatch
-from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.layers import (
     AttentionConfig,
@@ -34,8 +33,10 @@ from passionsr.layers import (
     quantized_modules,
 )
 from passionsr.method import (
+    EXCEPTIONS,
     Exceptions,
     SubModel,
+    check_choices,
     in_sequence,
     init_ranges,
     parts_of,
@@ -109,16 +110,14 @@ class QDiffusion:
     init_images: int = 16
 
     def __post_init__(self) -> None:
-        for name, allowed in (
-            ("weight_init", ("mse", "max")),
-            ("act_init", get_args(ActInit)),
-            ("adaround_split_reg", ("both", "official")),
-            ("recon_sum", ("channels", "official")),
-        ):
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(allowed)}"
-                )
+        check_choices(
+            self,
+            weight_init=("mse", "max"),
+            act_init=get_args(ActInit),
+            adaround_split_reg=("both", "official"),
+            recon_sum=("channels", "official"),
+            exceptions=EXCEPTIONS,
+        )
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

@@ -8,7 +8,7 @@ import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, get_args
 
 import torch
 from torch import Tensor, nn
@@ -55,6 +55,16 @@ class Method(Protocol):
         ...
 
 
+def check_choices(options: object, **allowed: Sequence[Any]) -> None:
+    """UserError unless each named field of `options` has one of its allowed values."""
+    for name, values in allowed.items():
+        given = getattr(options, name)
+        if given not in values:
+            raise UserError(
+                f"{name} {given!r} is unknown: give one of {', '.join(map(str, values))}"
+            )
+
+
 def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
     """Import "module:Class" and build it with `options` (a frozen dataclass's fields).
 
@@ -78,6 +88,7 @@ def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
 
 Patterns = Mapping[str, Sequence[str]]
 Exceptions = Literal["passionsr", "native"]
+EXCEPTIONS = get_args(Exceptions)
 
 
 def layers_matching(model: OneStepSR, scope: str, patterns: Patterns) -> set[str]:

@@ -25,6 +25,7 @@ from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.layers import AttentionConfig, LayerConfig, QuantizedAttention
 from passionsr.method import (
     SubModel,
+    check_choices,
     in_sequence,
     init_let,
     init_ranges,
@@ -107,11 +108,7 @@ class PassionSR:
     unet_decay: float = 0.2
 
     def __post_init__(self) -> None:
-        for name, allowed in CHOICES.items():
-            if getattr(self, name) not in allowed:
-                raise UserError(
-                    f"{name} {getattr(self, name)!r} is unknown: give one of {', '.join(map(str, allowed))}"
-                )
+        check_choices(self, **CHOICES)
 
     @classmethod
     def official(cls, **options: Any) -> PassionSR:

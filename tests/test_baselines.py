@@ -453,6 +453,8 @@ def test_released_ptq4dm_quantizes_outputs_and_no_products(tiny, tiny_batches):
     [
         ("baselines.lsq:LSQ", {"lsq_init": "zero"}),
         ("baselines.ptq4dm:PTQ4DM", {"act_quant_site": "both"}),
+        ("baselines.ptq4dm:PTQ4DM", {"exceptions": "none"}),
+        ("baselines.lsq:LSQ", {"exceptions": "all"}),
         ("baselines.efficientdm:EfficientDM", {"qalora_base": "half"}),
         ("baselines.efficientdm:EfficientDM", {"act_zp": "none"}),
         ("baselines.qdiffusion:QDiffusion", {"act_init": "kl"}),
