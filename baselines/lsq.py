@@ -22,7 +22,7 @@ from torch import Tensor
 
 from passionsr.calibration import CalibrationBatch
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.layers import AttentionConfig, LayerConfig, QuantizedAttention, QuantizedLayer
+from passionsr.layers import AttentionConfig, LayerConfig, QuantizedLayer
 from passionsr.method import (
     EXCEPTIONS,
     Exceptions,
@@ -32,6 +32,7 @@ from passionsr.method import (
     init_ranges,
     output_loss,
     parts_of,
+    softmax_quantizers,
     sub_quantizers,
     swapped,
 )
@@ -116,14 +117,14 @@ class LSQ:
         if self.lsq_plus:
             init_ranges(sub, inputs, "first", include_zero=True)
             return
-        softmax = {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+        softmax = softmax_quantizers(sub)
 
         def find(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
             if quantizer in softmax and self.lsq_init == "minmax_p":
                 return torch.zeros_like(quantizer.lower), x.max().reshape(1)
             return lsq_bounds(quantizer, x)
 
-        init_ranges(sub, inputs[:1], "first", find=find, find_weight=lsq_bounds)
+        init_ranges(sub, inputs, "first", find=find, find_weight=lsq_bounds)
 
     def _groups(self, sub: SubModel) -> list[ParamGroup]:
         weights = {p.weight_quantizer for p in parts_of(sub) if isinstance(p, QuantizedLayer)}

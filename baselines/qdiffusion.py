@@ -39,7 +39,7 @@ from passionsr.method import (
     check_choices,
     in_sequence,
     init_ranges,
-    parts_of,
+    softmax_quantizers,
     sub_models,
     swapped,
     weights_only,
@@ -85,9 +85,9 @@ class QDiffusion:
 
     weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps need the larger rate for
     the rounding to harden (6.4). relative_lr: act_lr is a share of each scale; the released absolute step is larger
-    than the whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16. batch: images per step. recon_images: images kept per unit. unet_crop,
-    vae_crop: side in latent pixels of the random crops that units are trained on, None for whole images.
-    init_images: for the activation search.
+    than the whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16.
+    batch: images per step. recon_images: images kept per unit. unet_crop, vae_crop: side in latent pixels of the
+    random crops that units are trained on, None for whole images. init_images: for the activation search.
     """
 
     weight_init: Literal["mse", "max"] = "mse"
@@ -172,7 +172,7 @@ class QDiffusion:
         init_ranges(sub, [], include_zero=include_zero, find_weight=find)
 
     def _init_activations(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
-        softmax = {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+        softmax = softmax_quantizers(sub)
 
         def search(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
             return quantizer.search(x, partial(shrink_search, from_zero=quantizer in softmax))

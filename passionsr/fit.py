@@ -84,7 +84,8 @@ def fit(
 
     The parameters require a gradient only inside this call.
     Batches come in the given order, over and over (they were shuffled once, with the run's seed).
-    regulariser: of the step (from 1), added to the loss that is minimised, but not to what is logged. Raises FloatingPointError, naming stage and step, if the loss is not finite.
+    regulariser: of the step (from 1), added to the loss that is minimised, but not to what is logged.
+    Raises FloatingPointError, naming stage and step, if the loss is not finite.
     """
     params = [p for group in groups for p in group.params]
     total = config.total(len(batches))

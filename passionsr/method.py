@@ -19,6 +19,7 @@ from passionsr.fit import FitLog
 from passionsr.layers import (
     AttentionConfig,
     LayerConfig,
+    QuantizedAttention,
     QuantizedLayer,
     as_float,
     freeze,
@@ -181,6 +182,11 @@ def parts_of(sub: SubModel) -> list[nn.Module]:
     return [part for module in sub.modules for part in quantized_modules(module)]
 
 
+def softmax_quantizers(sub: SubModel) -> set[Quantizer]:
+    """The quantizers of P, one per attention: their inputs are in [0, 1] and mostly near 0."""
+    return {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+
+
 def sub_quantizers(sub: SubModel) -> list[Quantizer]:
     """Quantizers of a sub-model."""
     return [q for module in sub.modules for q in quantizers(module)]
@@ -218,7 +224,7 @@ def init_ranges(
     with _all([observing(m, mode, include_zero, momentum, find) for m in sub.modules]):
         if quantized_weights:
             _quantize_weights(sub)
-        for x in inputs:
+        for x in inputs[:1] if mode == "first" else inputs:
             sub.run(x)
 
 

@@ -200,7 +200,7 @@ class PassionSR:
         kept = {
             q: (q.lower.clone(), q.upper.clone()) for q in sub_quantizers(sub) if id(q) in attention
         }
-        init_ranges(sub, inputs, "first")
+        init_ranges(sub, inputs, "first", weights=False)
         for quantizer, bounds in kept.items():
             quantizer.set_bounds(*bounds)
 

@@ -1,10 +1,10 @@
 """What is particular to each baseline: official vectors of its parts, and the invariants of methods.md 4.6 - 7.6."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
+from vectors import load, relative
 
 from baselines.efficientdm import EfficientDM, QALoRA, merge
 from baselines.lsq import LSQ, lsq_bounds
@@ -26,15 +26,6 @@ from passionsr.reconstruction import (
 )
 
 W6A6, W4A4 = Scheme.parse("W6A6"), Scheme.parse("W4A4")
-
-
-def load(shared, name):
-    data = np.load(shared / "vectors" / f"{name}.npz")
-    return {k: torch.as_tensor(data[k]) for k in data.files}
-
-
-def relative(got, want):
-    return float((got.flatten() - want.flatten()).abs().max() / want.abs().max().clamp_min(1e-12))
 
 
 def weight_quantizer(weight, scale, zero_point, bits):
@@ -469,13 +460,13 @@ def test_unknown_values_are_refused(target, options):
 def test_an_absolute_step_can_destroy_a_softmax_quantizer_a_relative_one_cannot(tiny, tiny_batches):
     """Seen on the mini model: P's scale of 1e-3 under Adam steps of 1e-2 ends at the floor."""
     ends = {}
-    for relative in (False, True):
+    for share in (False, True):
         method = QDiffusion(
-            weight_steps=0, act_steps=30, act_lr=1e-2, relative_lr=relative, act_init="max"
+            weight_steps=0, act_steps=30, act_lr=1e-2, relative_lr=share, act_init="max"
         )
         model, _, _ = quantize_model(method, tiny, Scheme.parse("W8A8"), "U", tiny_batches)
         parts = [m.processor for m in model.unet.modules() if hasattr(m, "processor")]
-        ends[relative] = [float(p.p.upper) for p in parts]
+        ends[share] = [float(p.p.upper) for p in parts]
     start = QDiffusion(weight_steps=0, act_steps=0, act_init="max")
     model, _, _ = quantize_model(start, tiny, Scheme.parse("W8A8"), "U", tiny_batches)
     begin = [float(m.processor.p.upper) for m in model.unet.modules() if hasattr(m, "processor")]

@@ -1,9 +1,9 @@
 """LET layers and attention scales against the official classes' own numbers (vectors, sections 2 and 3)."""
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
+from vectors import load
 
 from passionsr.layers import (
     AttentionConfig,
@@ -17,11 +17,6 @@ from passionsr.quant.spec import Form
 
 KINDS = ["conv3x3", "conv3x3s2", "conv1x1", "linear2d", "linear3d"]
 BUGS = ("linear_offset", "stat_2d", "split_tokens", "bias")
-
-
-def load(shared, name):
-    data = np.load(shared / "vectors" / f"{name}.npz")
-    return {k: torch.as_tensor(data[k]) for k in data.files}
 
 
 def build(v, bits=8, official=BUGS, split=False):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 from torch import nn
+from vectors import load
 
 from passionsr.calibration import make_batches
 from passionsr.export import load_quantized, save_quantized
@@ -36,8 +37,7 @@ def relative(got, want):
 @pytest.mark.parametrize("name", LBQ)
 def test_stale_zero_point_vectors(shared, name):
     """First forward after the bounds moved (zero point of the old scale), then the second: outputs and gradients."""
-    data = np.load(shared / "vectors" / f"{name}.npz")
-    v = {k: torch.as_tensor(data[k]) for k in data.files}
+    v = load(shared, name)
     levels = 2 ** int(v["bits"]) - 1
     for call, previous in (
         ("clip1", v["prev_delta"]),

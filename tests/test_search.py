@@ -2,9 +2,9 @@
 
 from functools import partial
 
-import numpy as np
 import pytest
 import torch
+from vectors import load, relative
 
 from passionsr.quant.observers import RangeObserver
 from passionsr.quant.quantizers import Phase, Quantizer, observing, set_phase
@@ -16,11 +16,6 @@ from passionsr.quant.search import (
     two_sided_search,
 )
 from passionsr.quant.spec import Form, QuantSpec
-
-
-def load(shared, name):
-    data = np.load(shared / "vectors" / f"{name}.npz")
-    return {k: torch.as_tensor(data[k]) for k in data.files}
 
 
 def quantizer_for(v, form=Form.AFFINE, bits="n_bits", x="x"):
@@ -133,10 +128,6 @@ def backward(quantizer, x, upstream):
     y = quantizer(x)
     (y * upstream).sum().backward()
     return y.detach(), x.grad, quantizer.scale.grad, quantizer.zero_point.grad
-
-
-def relative(got, want):
-    return float((got.flatten() - want.flatten()).abs().max() / want.abs().max().clamp_min(1e-12))
 
 
 def test_learned_step_gradient_of_qdiffusion(shared):
