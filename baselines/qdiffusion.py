@@ -229,20 +229,32 @@ class QDiffusion:
             batches = Minibatches(seen, target, self.batch, self.weight_steps)
             penalty = RoundingPenalty(steps=self.weight_steps, weight=self.penalty)
             loss = partial(self._unit_loss, unit, power=2.0)
+            start = [r.v.detach().clone() for r in rounders]
             with hard(rounders):
                 nearest = mean_loss(loss, batches)
             fit(
                 [ParamGroup([r.v for r in rounders])],
                 loss,
                 batches,
-                FitConfig(lr=self.weight_lr, steps=self.weight_steps),
+                # Soft weights start as the float ones: their loss can only rise until they are hard.
+                FitConfig(lr=self.weight_lr, steps=self.weight_steps, undo_worse=False),
                 log,
                 f"{sub.name}.round.{unit.name}",
                 lambda step: penalty(self._shares(layers, rounders), step),
             )
+            with hard(rounders):
+                learned = mean_loss(loss, batches)
+            undone = (
+                not learned <= nearest
+            )  # a short budget can end above nearest rounding (methods.md 6.6)
+            if undone:
+                for rounder, v in zip(rounders, start, strict=True):
+                    rounder.v.data.copy_(v)
             harden(layers, rounders)
             # What counts is the rounded weight: nearest rounding before, learned rounding after.
-            log.stages[-1].update(loss_before=nearest, loss_after=mean_loss(loss, batches))
+            log.stages[-1].update(
+                loss_before=nearest, loss_after=nearest if undone else learned, undone=undone
+            )
 
     def _shares(self, layers: Sequence[nn.Module], rounders: Sequence[AdaRound]) -> list[Tensor]:
         """The h of every weight that is regularised."""

@@ -19,17 +19,19 @@ SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "conf
 
 # Reference rows of every table; they are runs without a calibration.
 FP32, BICUBIC = "fp32", "bicubic"
+# Ablation tables: a part of the method off; behaviour of the released code on.
+ABLATIONS = ("parts", "released")
 
 
 @dataclass(frozen=True)
 class MethodEntry:
-    """One line of the registry."""
+    """One line of the registry. ablation: None, or the table it belongs to, "parts" or "released"."""
 
     name: str
     target: str
     title: str
     options: dict[str, Any]
-    ablation: bool = False
+    ablation: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,12 @@ class Config:
         """results/<name>."""
         return Path("results") / self.name
 
+    @property
+    def tables(self) -> list[str]:
+        """Names of the tables of metrics; `released` only where the run sheet has such runs."""
+        released = any(self.entries[r.method].ablation == "released" for r in self.runs)
+        return ["table2", "ablation", "table4", "unet_only", *(["released"] if released else [])]
+
     def run(self, run_id: str) -> Run:
         """The run of that name; UserError if the configuration has none."""
         for run in self.runs:
@@ -109,14 +117,27 @@ def load_methods(path: str | Path) -> dict[str, MethodEntry]:
         known = {"class", "title", "options", "ablation"}
         if not isinstance(value, dict) or "class" not in value or set(value) - known:
             raise UserError(f"{path}: {name}: give class, and optionally title, options, ablation")
+        if value.get("ablation") not in (None, *ABLATIONS):
+            raise UserError(f"{path}: {name}: ablation is one of {', '.join(ABLATIONS)}")
         entries[name] = MethodEntry(
             name,
             value["class"],
             value.get("title", name),
             value.get("options", {}),
-            value.get("ablation", False),
+            value.get("ablation"),
         )
     return entries
+
+
+def load_budget(budget: str | dict[str, Any], methods: Path) -> dict[str, dict[str, Any]]:
+    """Class -> options: `budget` itself, or the one of that name in budgets.yaml beside the registry."""
+    if isinstance(budget, dict):
+        return budget
+    path = methods.with_name("budgets.yaml")
+    known = _load_yaml(path)
+    if budget not in known:
+        raise UserError(f"budget {budget!r} is unknown; {path} has {', '.join(known)}")
+    return known[budget]
 
 
 def expand_runs(
@@ -159,6 +180,7 @@ def load_config(path: str | Path) -> Config:
     if errors:
         raise UserError(f"{path}: {'; '.join(errors)}")
     entries = load_methods(raw["methods"])
+    budget = load_budget(raw.get("budget", "default"), Path(raw["methods"]))
     return Config(
         name=raw["name"],
         model=raw["model"],
@@ -167,10 +189,10 @@ def load_config(path: str | Path) -> Config:
         limits=raw.get("limit", {}),
         entries=entries,
         runs=expand_runs(raw["runs"], entries),
-        budget=raw.get("budget", {}),
+        budget=budget,
         batch_size=raw["batch_size"],
         metrics=tuple(check_metrics(raw["metrics"])),
         threads=raw.get("threads", 1),
         sensitivity=raw.get("sensitivity"),
-        digest=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16],
+        digest=hashlib.sha256(json.dumps([raw, budget], sort_keys=True).encode()).hexdigest()[:16],
     )

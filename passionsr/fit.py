@@ -20,6 +20,8 @@ class FitConfig:
 
     schedule: "constant"; "cosine" or "linear" to 0 over the run; "halves": times `decay` in the second
     half of the epochs. zero_grad: "epoch" lets gradients add up over an epoch, PassionSR's released bug.
+    undo_worse [ours]: parameters go back to where they started if the loss ends higher; steps that are too large for
+    a range then cost nothing, for any method.
     """
 
     lr: float = 1.0
@@ -29,6 +31,7 @@ class FitConfig:
     decay: float = 1.0
     weight_decay: float = 0.0
     zero_grad: Literal["step", "epoch"] = "step"
+    undo_worse: bool = True
 
     def total(self, batches: int) -> int:
         """Steps over a set of `batches`."""
@@ -61,7 +64,7 @@ class ParamGroup:
     lr_scale: float = 1.0
 
 
-EVALUATED = 4  # batches that the loss before and after a stage is measured on
+EVALUATED = 8  # batches that the loss before and after a stage is measured on
 
 
 @torch.no_grad()
@@ -93,6 +96,7 @@ def fit(
         return
     started = time.perf_counter()
     before = mean_loss(loss_fn, batches)
+    start = [p.detach().clone() for p in params] if config.undo_worse else []
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
     optimizer = kind(
         [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params],
@@ -122,11 +126,18 @@ def fit(
         for parameter in params:
             parameter.requires_grad_(False)
             parameter.grad = None
+    after = mean_loss(loss_fn, batches)
+    undone = config.undo_worse and not after <= before
+    if undone:
+        with torch.no_grad():
+            for parameter, value in zip(params, start, strict=True):
+                parameter.copy_(value)
     log.stages.append(
         {
             "stage": stage,
             "loss_before": before,
-            "loss_after": mean_loss(loss_fn, batches),
+            "loss_after": before if undone else after,
+            "undone": undone,
             "steps": total,
             "parameters": sum(p.numel() for p in params),
             "seconds": time.perf_counter() - started,

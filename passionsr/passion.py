@@ -80,7 +80,7 @@ class PassionSR:
     let_linear_offset, let_2d_stat, act_split_axis ("tokens"), lbq_form ("int_zp_stale"), act_range_init
     ("official": first batch for layers, EMA for attention), lbq_reinit_after_let, zero_grad ("epoch"),
     unet_let_loss ("eps"), decoder_target ("hr"), encoder_noise ("independent"), quantize_bias ("official": LET's
-    bias term stays float). official() sets them all. let_latent_size: side of the latents that s_j
+    bias term stays float). official() sets them all. undo_worse: see FitConfig. let_latent_size: side of the latents that s_j
     of self-attention is made for; None keeps s_j = 1 there and any image size.
     """
 
@@ -99,6 +99,7 @@ class PassionSR:
     act_range_init: RangeMode | Literal["official"] = "ema"
     lbq_reinit_after_let: bool = True
     zero_grad: Literal["step", "epoch"] = "step"
+    undo_worse: bool = True
     unet_let_loss: Literal["x0", "eps"] = "x0"
     decoder_target: Literal["float", "hr"] = "float"
     encoder_noise: Literal["mean", "independent"] = "mean"
@@ -112,8 +113,8 @@ class PassionSR:
 
     @classmethod
     def official(cls, **options: Any) -> PassionSR:
-        """The released UNet + VAE script: every switch at its official value."""
-        return cls(**{**OFFICIAL, **options})
+        """The released UNet + VAE script: every switch at its official value, and no stage undone."""
+        return cls(**{**OFFICIAL, "undo_worse": False, **options})
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -181,7 +182,11 @@ class PassionSR:
             items = list(zip(inputs, batches, strict=True))
             for stage, groups, epochs, reinit in self._stages(sub):
                 config = FitConfig(
-                    epochs=epochs, schedule="halves", decay=decay, zero_grad=self.zero_grad
+                    epochs=epochs,
+                    schedule="halves",
+                    decay=decay,
+                    zero_grad=self.zero_grad,
+                    undo_worse=self.undo_worse,
                 )
                 loss = self._loss(model, sub, stage)
                 fit(groups, loss, items, config, log, f"{sub.name}.{stage}")

@@ -153,7 +153,7 @@ def calibrate(config: Config, run: Run) -> None:
     info = {"run": dataclasses.asdict(run), "class": entry.target, "options": options}
     save_quantized(model, folder / "artifact", info)
     write_csv(folder / "fit.csv", fit_log.rows, ("stage", "epoch", "step", "loss"))
-    stage_columns = ("stage", "loss_before", "loss_after", "steps", "parameters")
+    stage_columns = ("stage", "loss_before", "loss_after", "undone", "steps", "parameters")
     write_csv(
         folder / "stages.csv",
         [{k: row[k] for k in stage_columns} for row in fit_log.stages],
@@ -171,8 +171,8 @@ def calibrate(config: Config, run: Run) -> None:
     )
     for row in fit_log.stages:
         log.info(
-            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s",
-            row,
+            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s%(note)s",
+            {**row, "note": ", undone: it had ended higher" if row["undone"] else ""},
         )
     write_json(
         folder / "run.json",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from passionsr.config import BICUBIC, FP32, Config
-from passionsr.files import UserError, write_text
+from passionsr.files import UserError, read_json, write_text
 from passionsr.metric_table import METRICS
 
 DRAWS = 2000
@@ -20,6 +21,24 @@ LEGEND = (
     "difference to the best is inside the noise; n/a: weights not available here (see the log)."
 )
 PUBLISHED = Path("published") / "passionsr_table2.csv"
+PUBLISHED_TABLE4 = Path(__file__).resolve().parent.parent / "config" / "published_table4.csv"
+
+
+ANOTHER_MODEL = "another model (SD2.1 / OSEDiff) on other data (full-size test sets). Compare the order of the methods, never the values."
+UNTRAINED = "minmax"  # the row that the paper's ablation starts from
+
+
+@dataclass(frozen=True)
+class Column:
+    """A printed column that is no metric: what a run costs."""
+
+    name: str
+    title: str
+    digits: int
+
+
+COST = (Column("seconds", "calibration, s", 0), Column("mib", "memory above imports, MiB", 0))
+PUBLISHED_COST = (Column("hours", "GPU time, h", 2), Column("gb", "GPU memory, GB", 0))
 
 
 def shared_folder() -> Path:
@@ -130,9 +149,13 @@ def build(
 
 
 def format_rows(
-    table: pd.DataFrame, metrics: Sequence[str], bold: str, interval: str | None = None
+    table: pd.DataFrame,
+    metrics: Sequence[str],
+    bold: str,
+    interval: str | None = None,
+    cost: Sequence[Column] = (),
 ) -> list[list[str]]:
-    """Strings for printing; a repeated bit width is left blank.
+    """Strings for printing; a repeated bit width is left blank. `cost` columns stand before the metrics.
 
     bold: a format such as "**{}**". interval: a format with two places, appended to the value. "≈" marks a
     difference to the best that is inside the noise.
@@ -141,6 +164,7 @@ def format_rows(
     for _, row in table.iterrows():
         cells = ["" if row.bits == last else row.bits, row.method]
         last = row.bits
+        cells += ["n/a" if pd.isna(row[c.name]) else f"{row[c.name]:.{c.digits}f}" for c in cost]
         for name in metrics:
             value = row[name]
             text = "n/a" if pd.isna(value) else f"{value:.{METRICS[name].digits}f}"
@@ -157,12 +181,13 @@ def format_rows(
     return lines
 
 
-def headers(metrics: Sequence[str]) -> list[str]:
+def headers(metrics: Sequence[str], cost: Sequence[Column] = ()) -> list[str]:
     """Column titles with the better direction."""
     arrow = {True: "↓", False: "↑"}
     return [
         "bits",
         "method",
+        *(c.title for c in cost),
         *(f"{METRICS[n].title} {arrow[METRICS[n].lower_better]}" for n in metrics),
     ]
 
@@ -170,11 +195,15 @@ def headers(metrics: Sequence[str]) -> list[str]:
 def published_rows(metrics: Sequence[str]) -> pd.DataFrame | None:
     """The paper's Table 2 in our columns (fidelity columns do not exist there); None if not at hand."""
     path = shared_folder() / PUBLISHED
-    if not path.is_file():
-        return None
-    frame = pd.read_csv(path)
+    return marked(path, metrics) if path.is_file() else None
+
+
+def marked(path: Path, metrics: Sequence[str], cost: Sequence[Column] = ()) -> pd.DataFrame:
+    """Published rows of a CSV with the best of every dataset and bit width marked."""
+    frame = pd.read_csv(path, comment="#")
     common = [m for m in metrics if m in frame.columns]
-    missing = {"dataset", "bits", "method"} - set(frame.columns)
+    extra = [c.name for c in cost]
+    missing = {"dataset", "bits", "method", *extra} - set(frame.columns)
     if missing or not common:
         raise UserError(f"{path}: expected columns dataset, bits, method and metrics")
     groups = []
@@ -183,7 +212,7 @@ def published_rows(metrics: Sequence[str]) -> pd.DataFrame | None:
         compete = bits != "W32A32"
         best = [";".join(n for n in common if compete and marks.loc[i, n]) for i in group.index]
         groups.append(group.assign(best=best))
-    return pd.concat(groups)[["dataset", "bits", "method", *common, "best"]]
+    return pd.concat(groups)[["dataset", "bits", "method", *extra, *common, "best"]]
 
 
 def _tex_safe(text: str) -> str:
@@ -200,7 +229,7 @@ def _tex_safe(text: str) -> str:
 
 def write_table(
     table: pd.DataFrame, metrics: Sequence[str], stem: Path, title: str, published: pd.DataFrame | None = None,
-    published_note: str = "",
+    published_note: str = "", cost: Sequence[Column] = (), published_cost: Sequence[Column] = (),
 ) -> None:  # fmt: skip
     """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such."""
     measured = table.assign(source="measured here", dataset="embedded test set")
@@ -210,13 +239,15 @@ def write_table(
         else [measured, published.assign(source="published, another model")]
     )
     extra = [c for c in measured.columns if c == "noise" or c.endswith(("_lo", "_hi"))]
-    columns = ["source", "dataset", "bits", "method", *metrics, "best", *extra]
+    costs = [c.name for c in (*cost, *published_cost)]
+    columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
     merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
     write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
     markdown = [
         f"**{title}**", "",
         tabulate(
-            format_rows(table, metrics, "**{}**", "<br><sub>{} .. {}</sub>"), headers(metrics), "pipe", disable_numparse=True
+            format_rows(table, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost),
+            headers(metrics, cost), "pipe", disable_numparse=True,
         ),
         "", LEGEND,
     ]  # fmt: skip
@@ -226,9 +257,9 @@ def write_table(
         tabulate(
             [
                 [_tex_safe(c) if "textbf" not in c else c for c in row]
-                for row in format_rows(table, metrics, r"\textbf{{{}}}", r" [{}, {}]")
+                for row in format_rows(table, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost)
             ],
-            [_tex_safe(h) for h in headers(metrics)], "latex_raw", disable_numparse=True,
+            [_tex_safe(h) for h in headers(metrics, cost)], "latex_raw", disable_numparse=True,
         ),
     ]  # fmt: skip
     if published_note:
@@ -237,15 +268,15 @@ def write_table(
     if published is not None:
         common = [m for m in metrics if m in published.columns]
         for dataset, block in published.groupby("dataset", sort=False):
-            head = headers(common)
-            rows = format_rows(block, common, "**{}**")
+            head = headers(common, published_cost)
+            rows = format_rows(block, common, "**{}**", cost=published_cost)
             markdown += [
                 "",
                 f"*{dataset}, published*",
                 "",
                 tabulate(rows, head, "pipe", disable_numparse=True),
             ]
-            tex_rows = format_rows(block, common, r"\textbf{{{}}}")
+            tex_rows = format_rows(block, common, r"\textbf{{{}}}", cost=published_cost)
             tex += ["", f"% {dataset}, published", tabulate(
                 [[_tex_safe(c) for c in r] for r in tex_rows], [_tex_safe(h) for h in head], "latex_raw", disable_numparse=True,
             )]  # fmt: skip
@@ -253,9 +284,45 @@ def write_table(
     write_text(stem.with_suffix(".tex"), "\n".join(tex) + "\n")
 
 
+def run_costs(config: Config) -> pd.DataFrame:
+    """One row per run: run, bits, method (title), scope, and its calibration's seconds, peak MiB and mib above the imports."""
+    rows = []
+    for run in config.runs:
+        made = read_json(config.results / "runs" / run.run_id / "run.json")
+        rows.append(
+            {
+                "run": run.run_id,
+                "bits": run.scheme,
+                "method": config.entries[run.method].title,
+                "scope": run.scope,
+                "seconds": made["seconds"],
+                "peak MiB": made["peak_mib"],
+                "mib": made["peak_mib"] - made["peak_mib_before_calibration"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def with_cost(table: pd.DataFrame, costs: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """`table` with the mean cost of each row's runs; float rows have none."""
+    own = costs[costs.scope == scope].groupby(["bits", "method"])[["seconds", "mib"]].mean()
+    return table.join(own, on=["bits", "method"])
+
+
+def ablation_rows(config: Config, kind: str) -> list[str]:
+    """Methods of an ablation table: MinMax, what the ablations are variants of, and the variants of `kind`."""
+    used = dict.fromkeys(r.method for r in config.runs)
+    targets = {e.target for e in config.entries.values() if e.ablation == kind}
+
+    def belongs(name: str) -> bool:
+        entry = config.entries[name]
+        return name == UNTRAINED or (entry.target in targets and entry.ablation in (None, kind))
+
+    return [name for name in used if belongs(name)]
+
+
 def write_tables(config: Config) -> None:
-    """table2, ablation, unet_only (where the grid has scope U) and cost."""
-    from passionsr.files import read_json
+    """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released: what each released bug costs."""
     from passionsr.stages import check_run
 
     for run in config.runs:
@@ -271,31 +338,37 @@ def write_tables(config: Config) -> None:
             "(set PASSIONSR_SHARED to the folder that holds published/)."
         )
     else:
-        note = (
-            "Published numbers (PassionSR, CVPR 2025, Table 2): another model (SD2.1 / OSEDiff) on other data "
-            "(full-size test sets). Compare the order of the methods, never the values."
-        )
+        note = f"Published numbers (PassionSR, CVPR 2025, Table 2): {ANOTHER_MODEL}"
+
+    def rows(methods: Sequence[str], scope: str, *references: str) -> pd.DataFrame:
+        return build(config, scores, methods, scope, references)
+
+    where = f"({config.name}): UNet + VAE quantized"
     write_table(
-        build(config, scores, main, "UV", (BICUBIC, FP32)), config.metrics, folder / "table2",
-        f"Table 2 ({config.name}): UNet + VAE quantized", published, note,
+        rows(main, "UV", BICUBIC, FP32), config.metrics, folder / "table2", f"Table 2 {where}", published, note,
     )  # fmt: skip
+    parts = rows(ablation_rows(config, "parts"), "UV", FP32)
+    write_table(parts, config.metrics, folder / "ablation", f"Ablation {where}")
+    costs = run_costs(config)
     write_table(
-        build(config, scores, used, "UV", (FP32,)), config.metrics, folder / "ablation",
-        f"Ablation ({config.name}): UNet + VAE quantized",
+        with_cost(parts, costs, "UV"), config.metrics, folder / "table4", f"Table 4 {where}",
+        marked(PUBLISHED_TABLE4, config.metrics, PUBLISHED_COST),
+        f"w/o LET is the paper's LBQ, w/o DQC its LBQ+LET. Published numbers (PassionSR, CVPR 2025, Table 4): {ANOTHER_MODEL}",
+        COST, PUBLISHED_COST,
     )  # fmt: skip
-    write_table(
-        build(config, scores, used, "U", (FP32,)), config.metrics, folder / "unet_only",
-        f"UNet only ({config.name})",
-    )  # fmt: skip
-    costs = []
-    for run in config.runs:
-        made = read_json(config.results / "runs" / run.run_id / "run.json")
-        costs.append(
-            {"run": run.run_id, "seconds": made["seconds"], "peak MiB": made["peak_mib"],
-             "MiB above start": made["peak_mib"] - made["peak_mib_before_calibration"]}
+    if "released" in config.tables:
+        write_table(
+            rows(ablation_rows(config, "released"), "UV", FP32), config.metrics, folder / "released",
+            f"Released behaviour, one switch at a time {where}",
         )  # fmt: skip
-    cost = tabulate(pd.DataFrame(costs), headers="keys", tablefmt="pipe", showindex=False)
+    write_table(
+        rows(used, "U", FP32), config.metrics, folder / "unet_only", f"UNet only ({config.name})"
+    )
+    per_run = tabulate(
+        costs[["run", "seconds", "peak MiB", "mib"]].rename(columns={"mib": "MiB above imports"}),
+        headers="keys", tablefmt="pipe", showindex=False,
+    )  # fmt: skip
     write_text(
         folder / "cost.md",
-        f"Calibration cost with {config.threads} thread(s) per run; varies from run to run.\n\n{cost}\n",
+        f"Calibration cost with {config.threads} thread(s) per run; varies from run to run.\n\n{per_run}\n",
     )

@@ -9,7 +9,9 @@ import yaml
 from passionsr.config import Run, load_config, load_methods
 from passionsr.files import UserError
 
-CONFIGS = sorted(p for p in Path("config").glob("*.yaml") if p.name != "methods.yaml")
+CONFIGS = sorted(
+    set(Path("config").glob("*.yaml")) - {Path("config/methods.yaml"), Path("config/budgets.yaml")}
+)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda p: p.name)
@@ -82,6 +84,39 @@ def test_budget_is_under_the_registrys_options():
     options = config.options(Run("passionsr_no_let", "W6A6", "UV", 0))
     assert options["let"] is False
     assert "epochs" in options
+
+
+def test_budget_by_name_or_in_place(tmp_path):
+    run = Run("passionsr", "W6A6", "UV", 0)
+    assert load_config(changed(tmp_path, budget="paper")).options(run)["let_lr"] == 1e-5
+    own = {"passionsr.passion:PassionSR": {"epochs": 7}}
+    assert load_config(changed(tmp_path, budget=own)).options(run) == {"epochs": 7}
+    assert load_config(changed(tmp_path, budget="default")).options(run) == {}
+    with pytest.raises(
+        UserError, match=r"budget 'huge' is unknown; .*budgets.yaml has smoke, mini, default, paper"
+    ):
+        load_config(changed(tmp_path, budget="huge"))
+
+
+def test_budget_changes_the_digest(tmp_path, monkeypatch):
+    """A budget of the same name with other numbers is another configuration."""
+    from passionsr import config as module
+
+    before = load_config("config/mini.yaml")
+    monkeypatch.setattr(
+        module, "load_budget", lambda *_: {"passionsr.passion:PassionSR": {"epochs": 9}}
+    )
+    after = load_config("config/mini.yaml")
+    assert after.digest != before.digest
+    run = Run("passionsr", "W6A6", "UV", 0)
+    assert after.run_digest(run) != before.run_digest(run)
+
+
+def test_unknown_ablation_table(tmp_path):
+    path = tmp_path / "methods.yaml"
+    path.write_text('a: {class: "m:C", ablation: true}\n')
+    with pytest.raises(UserError, match="a: ablation is one of parts, released"):
+        load_methods(path)
 
 
 def locked() -> dict[str, str]:

@@ -1,8 +1,10 @@
 """Contract of every registered method on the tiny model, and PassionSR's own invariants."""
 
 import copy
+import dataclasses
 import itertools
 import json
+import sys
 
 import pytest
 import torch
@@ -10,7 +12,7 @@ import torch
 from passionsr.config import load_methods, parse_scheme
 from passionsr.export import load_quantized, save_quantized
 from passionsr.files import UserError, sha256_file
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.layers import QuantizedAttention, QuantizedLayer, quantized_modules
 from passionsr.method import load_method, quantize_model
 from passionsr.passion import PassionSR
@@ -29,9 +31,20 @@ FAST = {
 }
 
 
-def build(name):
+# What the fits of a class may learn, by the ends of parameter names; anything else must keep its bits.
+LEARNT = {
+    "baselines.minmax:MinMax": (),
+    "baselines.ptq4dm:PTQ4DM": (),
+    "baselines.lsq:LSQ": (".scale", ".zero_point"),
+    "baselines.qdiffusion:QDiffusion": (".0.v", ".scale"),
+    "baselines.efficientdm:EfficientDM": (".0.a", ".0.b", ".scale", ".zero_point"),
+    "passionsr.passion:PassionSR": (".log_scale", ".offset", ".lower", ".upper"),
+}
+
+
+def build(name, **options):
     entry = METHODS[name]
-    return load_method(entry.target, {**FAST.get(entry.target, {}), **entry.options})
+    return load_method(entry.target, {**FAST.get(entry.target, {}), **entry.options, **options})
 
 
 def state(model):
@@ -91,6 +104,58 @@ def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
         assert torch.equal(loaded(image), expected)
         # It does quantize: not the float model's output.
         assert not torch.equal(expected, tiny(image))
+
+
+def watch(method, tiny, batches, monkeypatch, around):
+    """Calibrate at W4A4 UV with around(prepared, call, groups, loss, batches, config, ...) for every fit."""
+    module = sys.modules[type(method).__module__]
+    prepared, _ = method.prepare(tiny, Scheme.parse("W4A4"), "UV")
+    if hasattr(module, "fit"):
+        monkeypatch.setattr(module, "fit", lambda *a: around(prepared, lambda: fit(*a), *a))
+    return method.calibrate(prepared, batches, "UV")
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_only_what_is_learnt_moves(name, tiny, tiny_batches, monkeypatch):
+    """In every fit its own parameters move and nothing else; the float weights and biases are never among them."""
+    target = METHODS[name].target
+    moved = set()
+
+    def around(prepared, call, groups, *_):
+        names = {id(p): n for n, p in prepared.named_parameters()}
+        chosen = {names[id(p)] for g in groups for p in g.params}
+        assert not any(n.endswith(("weight", "bias", "original")) for n in chosen)
+        assert all(n.endswith(LEARNT.get(target, "")) for n in chosen)
+        before = state(prepared)
+        call()
+        changed = {k for k, v in prepared.state_dict().items() if not torch.equal(before[k], v)}
+        assert changed <= chosen
+        moved.update(changed)
+
+    watch(build(name), tiny, tiny_batches, monkeypatch, around)
+    assert bool(moved) == bool(LEARNT.get(target, True))
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_no_stage_ends_above_its_start(name, tiny, tiny_batches, monkeypatch):
+    """methods.md 8.7, 6.6, for every method: a stage whose steps are far too large is undone, and says so."""
+    method = build(name)
+    rates = [
+        f.name
+        for f in dataclasses.fields(method)
+        if f.name.endswith("_lr") and f.name != "relative_lr"
+    ]
+
+    def around(_, call, groups, loss, batches, config, *rest):
+        before = mean_loss(loss, batches)
+        call()
+        # AdaRound starts from the float weights: its log compares rounded with rounded.
+        assert not config.undo_worse or mean_loss(loss, batches) <= before
+
+    for options in ({}, dict.fromkeys(rates, 10.0)):
+        log = watch(build(name, **options), tiny, tiny_batches, monkeypatch, around)
+        assert all(r["loss_after"] <= r["loss_before"] for r in log.stages)
+    assert any(r["undone"] for r in log.stages) == bool(rates)
 
 
 @pytest.mark.parametrize("name", OTHERS)

@@ -124,6 +124,46 @@ def test_published_block(config, tmp_path, monkeypatch):
     assert r"PSNR-Y $\uparrow$" in tex
 
 
+def test_ablation_rows():
+    """Parts and released behaviour are separate tables; both show MinMax and the whole method."""
+    full = load_config("config/mini-full.yaml")
+    parts = tables.ablation_rows(full, "parts")
+    assert parts == [
+        "minmax",
+        "passionsr",
+        "passionsr_no_let",
+        "passionsr_no_dqc",
+        "passionsr_no_lbq",
+    ]
+    released = tables.ablation_rows(full, "released")
+    assert released[:2] == ["minmax", "passionsr"]
+    assert len(released) == 2 + 12
+    assert "released" in full.tables
+    assert "released" not in load_config("config/mini.yaml").tables
+
+
+def test_cost_columns(config, tmp_path):
+    """Means over a row's runs of its own scope; the published block keeps its own units."""
+    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    runs = [
+        ("W8A8", "MinMax", "UV", 10, 100),
+        ("W8A8", "MinMax", "UV", 20, 300),
+        ("W8A8", "MinMax", "U", 99, 99),
+    ]
+    costs = pd.DataFrame(runs, columns=["bits", "method", "scope", "seconds", "mib"])
+    costed = tables.with_cost(table, costs, "UV")
+    rows = tables.format_rows(costed, ["psnr"], "**{}**", cost=tables.COST)
+    assert rows[0] == ["W32A32", "FP32", "n/a", "n/a", "25.00"]
+    assert rows[1] == ["W8A8", "MinMax", "15", "200", "21.00 ≈"]
+    published = tables.marked(tables.PUBLISHED_TABLE4, config.metrics, tables.PUBLISHED_COST)
+    tables.write_table(costed, ["psnr"], tmp_path / "t", "T", published, "other", tables.COST, tables.PUBLISHED_COST)  # fmt: skip
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("calibration, s") < text.index("GPU time, h")
+    assert "LBQ+LET+DQC | 1.07" in " ".join(text.split())
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert frame.hours.dropna().tolist() == [0.0, 2.66, 3.87, 1.07]  # methods.md 11.2
+
+
 def test_published_block_absent_or_malformed(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
     assert tables.published_rows(config.metrics) is None

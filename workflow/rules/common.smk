@@ -76,7 +76,7 @@ def at_attempt(megabytes):
 
 TABLES = [
     f"{RESULTS}/tables/{name}.{suffix}"
-    for name in ("table2", "ablation", "unet_only")
+    for name in CFG.tables
     for suffix in ("csv", "md", "tex")
 ] + [f"{RESULTS}/tables/cost.md"]
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
