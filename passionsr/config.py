@@ -63,6 +63,7 @@ class Config:
     metrics: tuple[str, ...]
     threads: int
     sensitivity: str | None
+    posterior: str
     digest: str
 
     @property
@@ -172,5 +173,6 @@ def load_config(path: str | Path) -> Config:
         metrics=tuple(check_metrics(raw["metrics"])),
         threads=raw.get("threads", 1),
         sensitivity=raw.get("sensitivity"),
+        posterior=raw.get("posterior", "mean"),
         digest=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16],
     )

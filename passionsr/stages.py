@@ -107,7 +107,9 @@ def reference(config: Config) -> None:
     for pair in pairs:
         lr, _ = read_pair(pair)
         write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
-    write_images(load_float_model(config), pairs, run_folder(config, FP32) / "images")
+    model = load_float_model(config)
+    model.posterior = config.posterior
+    write_images(model, pairs, run_folder(config, FP32) / "images")
 
 
 def _git_sha() -> str:
@@ -223,7 +225,9 @@ def infer(config: Config, run: Run) -> None:
     from passionsr.export import load_quantized
 
     folder = run_folder(config, run.run_id)
-    write_images(load_quantized(folder / "artifact"), test_pairs(config), folder / "images")
+    model = load_quantized(folder / "artifact")
+    model.posterior = config.posterior
+    write_images(model, test_pairs(config), folder / "images")
 
 
 SCORE_COLUMNS = (

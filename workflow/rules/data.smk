@@ -54,5 +54,6 @@ rule reference:
     params:
         code=MODEL_CODE,
         threads=CFG.threads,
+        posterior=CFG.posterior,
     shell:
         f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"
