@@ -24,6 +24,7 @@ from passionsr.config import Config
 from passionsr.diagnostics import model_bytes
 from passionsr.export import WEIGHTS
 from passionsr.files import UserError, read_json, write_text
+from passionsr.layers import freeze
 from passionsr.method import load_method
 from passionsr.model import OneStepSR
 from passionsr.quant.spec import Scheme
@@ -114,11 +115,8 @@ def packed_bytes(model: OneStepSR, scheme: str, scope: str, target: str = PASSIO
 
     The same count as `model_bytes` of a calibrated model: 8-bit exceptions, scales, LET's vectors, what stays float.
     """
-    from passionsr.layers import freeze
-
-    with torch.device("meta"):
-        prepared, _ = load_method(target).prepare(model, Scheme.parse(scheme), scope)
-        freeze(prepared)
+    prepared, _ = load_method(target).prepare(model, Scheme.parse(scheme), scope)
+    freeze(prepared)
     return model_bytes(prepared)
 
 

@@ -42,6 +42,9 @@ class OneStepSR(nn.Module):
     """
 
     posterior: Posterior = "mean"
+    # Memory before speed, for models of the paper's size: a method may wrap this very model in place of a copy, its blocks
+    # are recomputed in the backward pass and quantized weights are not kept (see method.swapped).
+    lean: bool = False
 
     def __init__(
         self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None
@@ -83,7 +86,7 @@ class OneStepSR(nn.Module):
 
     def encode_distribution(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, scaled, each (N, 4, h, w)."""
-        posterior = self.vae.encode(image * 2 - 1).latent_dist
+        posterior = self.vae.encode(image.to(self.context.device) * 2 - 1).latent_dist
         return posterior.mode() * self.scaling_factor, posterior.std * self.scaling_factor
 
     def predict_eps(self, latent: Tensor) -> Tensor:

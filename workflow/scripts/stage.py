@@ -11,7 +11,7 @@ from passionsr.files import UserError
 
 STAGES = (
     "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
-    "table3",
+    "table3", "proof",
 )  # fmt: skip
 
 
@@ -49,6 +49,11 @@ def work(stage: str, config: Config, run_ids: list[str]) -> None:
         from passionsr.cost import write_table3
 
         write_table3(config)
+    elif stage == "proof":
+        from passionsr.proof import write_proof
+
+        for run in write_proof(config):
+            logging.warning("%s is not finished", run.run_id)
     elif stage == "figures":
         from passionsr.figures import write_figures
 
