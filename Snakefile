@@ -9,6 +9,8 @@ include: "workflow/rules/common.smk"
 include: "workflow/rules/data.smk"
 include: "workflow/rules/quantize.smk"
 include: "workflow/rules/report.smk"
+include: "workflow/rules/cost.smk"
+include: "workflow/rules/proof.smk"
 
 
 localrules:
@@ -19,6 +21,7 @@ rule all:
     default_target: True
     input:
         TABLES,
+        TABLE3,
         FIGURES,
 
 

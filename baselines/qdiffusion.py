@@ -30,6 +30,7 @@ from passionsr.layers import (
     AttentionConfig,
     LayerConfig,
     QuantizedAttention,
+    QuantizedLayer,
     quantized_modules,
 )
 from passionsr.method import (
@@ -77,6 +78,18 @@ def shortcut_splits(unet: nn.Module) -> dict[str, int]:
             splits[f"unet.up_blocks.{i}.resnets.{j}.conv_shortcut"] = channels
             channels = resnet.conv2.weight.shape[0]
     return splits
+
+
+def _float_twin(model: OneStepSR) -> OneStepSR:
+    """A copy whose layers share their weights with `model` for as long as that rounds none of its own."""
+    memo = {
+        id(p): nn.Parameter(p.detach(), requires_grad=False)
+        for part in quantized_modules(model)
+        if isinstance(part, QuantizedLayer)
+        for p in (part.weight, part.bias)
+        if p is not None
+    }
+    return deepcopy(model, memo)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,7 +157,7 @@ class QDiffusion:
     ) -> FitLog:
         """Per sub-model: weight ranges, AdaRound; activation ranges, activation steps."""
         log = FitLog()
-        teacher = deepcopy(model)
+        teacher = _float_twin(model)
         for module in (teacher.vae, teacher.unet):
             for quantizer in quantizers(module):
                 quantizer.phase = Phase.FLOAT

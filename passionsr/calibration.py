@@ -50,9 +50,9 @@ def make_batches(
     batches = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
-        image = torch.cat([images[i] for i in chosen])
+        image = torch.cat([images[i] for i in chosen]).to(teacher.context.device)
         latent, std = teacher.encode_distribution(image)
         x0 = teacher.denoise(latent)
-        hr = None if targets is None else torch.cat([targets[i] for i in chosen])
+        hr = None if targets is None else torch.cat([targets[i] for i in chosen]).to(image.device)
         batches.append(CalibrationBatch(image, latent, x0, teacher.decode(x0), std, hr))
     return batches

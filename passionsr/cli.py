@@ -30,8 +30,28 @@ def _upscale(args: argparse.Namespace) -> None:
     from passionsr.loading import load_model
 
     model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
+    model.posterior = args.posterior
+    if args.prompt is not None:
+        from passionsr.sd21 import embed_prompt
+
+        model.context = embed_prompt(args.model, args.prompt)
     write_uint8(args.output, fix_colour(super_resolve(model, lr), upscale(lr), args.colour_fix))
     print(args.output)
+
+
+def _import_osediff(args: argparse.Namespace) -> None:
+    from passionsr.osediff import import_osediff
+
+    card = import_osediff(
+        args.output,
+        args.checkpoint,
+        args.base,
+        revision=args.revision,
+        sha256=args.sha256,
+        context=args.context,
+        entry=args.entry,
+    )
+    print(f"{args.output}: LoRA merged into {card['lora_layers']}, context from {card['context']}")
 
 
 def _quantize(args: argparse.Namespace) -> None:
@@ -153,6 +173,41 @@ def build_parser() -> argparse.ArgumentParser:
         choices=["none", "adain", "wavelet"],
         default="none",
         help="take colours over from the input, as OSEDiff does; the benchmark scores without it",
+    )
+
+    sub.add_argument(
+        "--posterior",
+        choices=["mean", "sample"],
+        default="mean",
+        help="of the VAE encoder; OSEDiff samples",
+    )
+    sub.add_argument(
+        "--prompt",
+        help="tags of the image, for a model imported with --entry osediff (its tagger is not part of this project)",
+    )
+
+    sub = add(
+        "import-osediff",
+        _import_osediff,
+        "make a model folder from Stable Diffusion 2.1-base and OSEDiff's checkpoint",
+    )
+    sub.add_argument("output", type=Path, help="model folder to make, such as models/paper")
+    sub.add_argument("--checkpoint", type=Path, required=True, help="osediff.pkl")
+    sub.add_argument("--sha256", help="expected hash of the checkpoint")
+    sub.add_argument(
+        "--base", help="diffusers folder, or hub id; default: the pinned repository and its mirrors"
+    )
+    sub.add_argument("--revision", help="commit of a hub id that is not a pinned one")
+    sub.add_argument(
+        "--context",
+        type=Path,
+        help="embedding of the empty prompt (.pt or .safetensors); default: from the text encoder",
+    )
+    sub.add_argument(
+        "--entry",
+        choices=["passionsr-fp", "osediff"],
+        default="passionsr-fp",
+        help="osediff keeps the text encoder for prompts",
     )
 
     sub = add("quantize", _quantize, "quantize a float model on a folder of LR images")

@@ -65,6 +65,11 @@ class Config:
     metrics: tuple[str, ...]
     threads: int
     sensitivity: str | None
+    posterior: str
+    lean: bool
+    device: str
+    memory_mb: int
+    expected_layers: dict[str, int]
     digest: str
 
     @property
@@ -97,6 +102,8 @@ class Config:
             self.model, str(self.calibration), self.limits.get("calibration"), self.batch_size,
             self.threads, entry.target, self.options(run), run.scheme, run.scope, run.seed,
         ]  # fmt: skip
+        if self.device != "cpu":
+            value.append(self.device)
         return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -194,5 +201,10 @@ def load_config(path: str | Path) -> Config:
         metrics=tuple(check_metrics(raw["metrics"])),
         threads=raw.get("threads", 1),
         sensitivity=raw.get("sensitivity"),
+        posterior=raw.get("posterior", "mean"),
+        lean=raw.get("lean", False),
+        device=raw.get("device", "cpu"),
+        memory_mb=raw.get("memory_mb", 3000),
+        expected_layers=raw.get("expected_layers", {}),
         digest=hashlib.sha256(json.dumps([raw, budget], sort_keys=True).encode()).hexdigest()[:16],
     )

@@ -87,13 +87,11 @@ def load_quantized(folder: str | Path) -> OneStepSR:
             f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; calibrate again"
         )
     check_sha256(folder / WEIGHTS, scheme["sha256"])
-    model = OneStepSR(
-        AutoencoderKL.from_config(scheme["vae"]),
-        UNet2DConditionModel.from_config(scheme["unet"]),
-        torch.zeros(scheme["context_shape"]),
-        scheme["alpha"],
-    )
-    model.eval().requires_grad_(False)
+    with torch.device("meta"):  # no float weights: the file has what there is
+        vae = AutoencoderKL.from_config(scheme["vae"])
+        unet = UNet2DConditionModel.from_config(scheme["unet"])
+        context = torch.empty(scheme["context_shape"])
+    model = OneStepSR(vae, unet, context, scheme["alpha"]).eval().requires_grad_(False)
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
@@ -107,5 +105,6 @@ def load_quantized(folder: str | Path) -> OneStepSR:
     for part in quantized_modules(model):
         if isinstance(part, QuantizedLayer):
             part.freeze(empty=True)
-    model.load_state_dict(load_file(folder / WEIGHTS), strict=True)
+    state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
+    model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)

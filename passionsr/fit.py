@@ -11,6 +11,8 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from passionsr.bench import peak_mib
+
 Batch = TypeVar("Batch")
 
 
@@ -50,7 +52,10 @@ class FitConfig:
 
 @dataclass
 class FitLog:
-    """One row per step, and per stage the mean loss over a few batches before and after."""
+    """One row per step, and per stage the mean loss over a few batches before and after.
+
+    A stage's peak_mib is the process's largest so far.
+    """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
     stages: list[dict[str, Any]] = field(default_factory=list)
@@ -141,5 +146,6 @@ def fit(
             "steps": total,
             "parameters": sum(p.numel() for p in params),
             "seconds": time.perf_counter() - started,
+            "peak_mib": round(peak_mib()),
         }
     )

@@ -76,11 +76,10 @@ class QuantizedLayer(nn.Module):
             split=HALF if by_tokens else config.split,
             channel_axis=1 if self.is_conv or by_tokens else -1,
         )
-        self.weight = nn.Parameter(layer.weight.detach().clone(), requires_grad=False)
+        # The layer's own storage: whoever swaps it drops it, and nothing here writes to it in place.
+        self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = (
-            None
-            if layer.bias is None
-            else nn.Parameter(layer.bias.detach().clone(), requires_grad=False)
+            None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
         )
         self.weight_quantizer = Quantizer(weight_spec, (out_channels, in_channels))
         self.act_quantizer = (
@@ -95,8 +94,10 @@ class QuantizedLayer(nn.Module):
             ChannelTransform(in_channels, self.is_conv, config.official) if config.let else None
         )
         self.frozen = False
+        self.keep_weight = True  # fake-quantized, between forwards
         self._cached_weight: Tensor | None = None
         self._cache_key: list[tuple[int, int]] | None = None
+        self.to(layer.weight.device)
 
     # -- calibration --------------------------------------------------------------------------
 
@@ -168,7 +169,8 @@ class QuantizedLayer(nn.Module):
         sources = [self.weight, *self.weight_quantizer.parameters()]
         if self.transform is not None:
             sources += self.transform.parameters()
-        if not all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources):
+        fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
+        if not (fixed and self.keep_weight):
             self._cached_weight = self._cache_key = None
             return self.weight_quantizer(self._transformed_weight())
         key = [(id(s), s._version) for s in sources]
@@ -238,12 +240,14 @@ class QuantizedLayer(nn.Module):
         size = tuple(x.shape[-2:])
         if self.transform is not None:
             x = self.transform.input(x)
-        if self._cached_weight is None:
-            self._cached_weight = self.weight_quantizer.dequantize(self.weight_codes)
+        weight = self._cached_weight
+        if weight is None:
+            weight = self.weight_quantizer.dequantize(self.weight_codes)
+            self._cached_weight = weight if self.keep_weight else None
         bias = self.float_bias
         if self.bias_codes is not None:
             bias = _plus(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
-        return self._product(x, self._cached_weight, bias, self.border, size)
+        return self._product(x, weight, bias, self.border, size)
 
     def extra_repr(self) -> str:
         """Bits, for printing a model."""
@@ -375,6 +379,13 @@ class QuantizedAttention(nn.Module):
 def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAttention]:
     """Every quantized layer and attention below `module`, in registration order."""
     return [m for m in module.modules() if isinstance(m, (QuantizedLayer, QuantizedAttention))]
+
+
+def keep_weights(module: nn.Module, keep: bool) -> None:
+    """Whether the layers below `module` keep their fake-quantized weights between forwards (faster, twice the memory)."""
+    for part in quantized_modules(module):
+        if isinstance(part, QuantizedLayer):
+            part.keep_weight = keep
 
 
 def freeze(module: nn.Module) -> None:

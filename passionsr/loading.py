@@ -75,6 +75,10 @@ def save_model(model: OneStepSR, folder: str | Path) -> None:
         clip_sample=False,
     ).save_pretrained(folder / "scheduler")
     save_file({"context": model.context.contiguous()}, folder / "context.safetensors")
-    parts = [p for part in ("scheduler", "unet", "vae") for p in sorted((folder / part).iterdir())]
+    # tokenizer/ and text_encoder/ where the model keeps a prompt branch
+    kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
+    parts = [
+        p for part in kept if (folder / part).is_dir() for p in sorted((folder / part).iterdir())
+    ]
     names = ["context.safetensors", *(p.relative_to(folder).as_posix() for p in parts)]
     write_json(folder / MANIFEST, {name: sha256_file(folder / name) for name in names})

@@ -23,6 +23,7 @@ from passionsr.layers import (
     QuantizedLayer,
     as_float,
     freeze,
+    keep_weights,
     quantized_modules,
 )
 from passionsr.model import OneStepSR
@@ -46,7 +47,7 @@ class Method(Protocol):
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy of the float model with layers swapped; `model` itself is never changed."""
+        """A copy of the float model with layers swapped; `model` itself is changed only where it is lean."""
         ...
 
     def calibrate(
@@ -108,10 +109,15 @@ def swapped(
 ) -> tuple[OneStepSR, list[SwapRow]]:
     """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
 
+    A lean model is given up by its caller and swapped in place: no second copy of the weights.
+
     configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer float. The bits are
     the scheme's, and at least 8 where `eight_bit` matches. attention: None leaves the products float.
     """
-    copy = deepcopy(model).eval().requires_grad_(False)
+    copy = (model if model.lean else deepcopy(model)).eval().requires_grad_(False)
+    if copy.lean:
+        copy.unet.enable_gradient_checkpointing()
+        copy.vae.enable_gradient_checkpointing()
     exceptions = layers_matching(copy, scope, eight_bit)
 
     def layer(name: str, module: nn.Module) -> LayerConfig | None:
@@ -122,6 +128,7 @@ def swapped(
     report = swap_layers(copy, scope, layer)
     if attention is not None:
         report += swap_attention(copy, attention)
+    keep_weights(copy, not copy.lean)
     return copy, report
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import math
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
 TIMESTEP = 999
+Posterior = Literal["mean", "sample"]
+POSTERIORS = get_args(Posterior)
+SAMPLE_SEED = 42  # of the official scripts (methods.md 1.4.9)
 
 
 def alpha_bar(
@@ -32,7 +36,15 @@ class OneStepSR(nn.Module):
         vae: diffusers AutoencoderKL. unet: diffusers UNet2DConditionModel, epsilon prediction.
         context: (1, tokens, dim) constant cross-attention input.
         alpha: alphas_cumprod at t = 999.
+
+    posterior: "mean", or "sample" to draw latents as OSEDiff does at inference. The noise is the same for every
+    image of one size, and it cannot be the official scripts', whose generators differ from each other.
     """
+
+    posterior: Posterior = "mean"
+    # Memory before speed, for models of the paper's size: a method may wrap this very model in place of a copy, its blocks
+    # are recomputed in the backward pass and quantized weights are not kept (see method.swapped).
+    lean: bool = False
 
     def __init__(
         self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None
@@ -62,12 +74,19 @@ class OneStepSR(nn.Module):
         return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def encode(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent, posterior mean (methods.md 1.4.9)."""
-        return self.encode_distribution(image)[0]
+        """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent (methods.md 1.4.9)."""
+        mean, std = self.encode_distribution(image)
+        return mean if self.posterior == "mean" else self.sample(mean, std)
+
+    def sample(self, mean: Tensor, std: Tensor) -> Tensor:
+        """Mean + std * noise, the noise seeded on the CPU: the same for equal shapes, on any device."""
+        generator = torch.Generator().manual_seed(SAMPLE_SEED)
+        noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
+        return mean + std * noise.to(mean.device)
 
     def encode_distribution(self, image: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and standard deviation of the posterior, scaled, each (N, 4, h, w)."""
-        posterior = self.vae.encode(image * 2 - 1).latent_dist
+        posterior = self.vae.encode(image.to(self.context.device) * 2 - 1).latent_dist
         return posterior.mode() * self.scaling_factor, posterior.std * self.scaling_factor
 
     def predict_eps(self, latent: Tensor) -> Tensor:

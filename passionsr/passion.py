@@ -121,6 +121,10 @@ class PassionSR:
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
         form = Form(self.lbq_form)
+        if form is Form.INT_ZP_STALE and model.lean:
+            raise UserError(
+                "lbq_form int_zp_stale remembers its last forward, which a lean model runs twice: set lean: false"
+            )
         tokens = self._attention_tokens(model) if self.let else {}
 
         def layer(name: str, module: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
@@ -163,7 +167,8 @@ class PassionSR:
         try:
             with torch.no_grad():
                 side = self.let_latent_size
-                model.predict_eps(torch.zeros(1, model.unet.config.in_channels, side, side))
+                channels = model.unet.config.in_channels
+                model.predict_eps(model.context.new_zeros(1, channels, side, side))
         finally:
             for handle in handles:
                 handle.remove()

@@ -64,7 +64,7 @@ def update(readme: Path, results: Path) -> None:
     """Refresh README.md, the model card and the README's picture from a finished run."""
     tables = results / "tables"
     text = _read(readme)
-    for name in ("table2", "table4", "unet_only"):
+    for name in ("table2", "table4", "unet_only", "table3"):
         text = fill(text, name, _read(tables / f"{name}.md"))
     text = fill(text, "bench", report(results))
     _read(tables / "table2.csv")

@@ -23,6 +23,7 @@ from passionsr.images import read_uint8, upscale, write_uint8
 
 if TYPE_CHECKING:
     from passionsr.model import OneStepSR
+    from passionsr.surgery import SwapRow
 
 log = logging.getLogger(__name__)
 
@@ -79,15 +80,45 @@ def probe_metrics(config: Config) -> None:
     write_json(config.results / "metrics.json", reasons)
 
 
+BUILT_IN = ("tiny", "sd21-random")  # models that are made, not read from a folder
+
+
 def load_float_model(config: Config) -> OneStepSR:
     """The float model that a configuration names."""
     if config.model == "tiny":
         from passionsr.tiny import tiny_model
 
-        return tiny_model()
-    from passionsr.loading import load_model
+        model = tiny_model()
+    elif config.model == "sd21-random":
+        from passionsr.sd21 import sd21_model
 
-    return load_model(config.model)
+        model = sd21_model(seed=0)
+    else:
+        from passionsr.loading import load_model
+
+        model = load_model(config.model)
+    return to_device(model, config)
+
+
+def to_device(model: OneStepSR, config: Config) -> OneStepSR:
+    """`model` on the configuration's device; UserError where torch has none."""
+    if config.device != "cpu":
+        import torch
+
+        if not torch.cuda.is_available():
+            raise UserError(
+                f"device is {config.device}, but torch finds no GPU here; set device: cpu"
+            )
+    return model.to(config.device)
+
+
+def device_name(config: Config) -> str:
+    """What a job ran on, for its record."""
+    if config.device == "cpu":
+        return platform.processor() or platform.machine()
+    import torch
+
+    return torch.cuda.get_device_name(config.device)
 
 
 def write_images(model: OneStepSR, pairs: Sequence[ImagePair], folder: Path) -> None:
@@ -107,7 +138,9 @@ def reference(config: Config) -> None:
     for pair in pairs:
         lr, _ = read_pair(pair)
         write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
-    write_images(load_float_model(config), pairs, run_folder(config, FP32) / "images")
+    model = load_float_model(config)
+    model.posterior = config.posterior
+    write_images(model, pairs, run_folder(config, FP32) / "images")
 
 
 def _git_sha() -> str:
@@ -123,6 +156,40 @@ def _versions() -> dict[str, str]:
 
     names = ("torch", "diffusers", "numpy", "pillow", "safetensors")
     return {"python": platform.python_version(), **{n: version(n) for n in names}}
+
+
+class Phases:
+    """Seconds of each part of a job, and the process's largest memory so far."""
+
+    def __init__(self) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self._began = time.perf_counter()
+
+    def end(self, name: str) -> None:
+        """Call when `name` is over and the next begins."""
+        from passionsr.bench import peak_mib
+
+        now = time.perf_counter()
+        seconds = round(now - self._began, 2)
+        self.rows.append({"phase": name, "seconds": seconds, "peak_mib": round(peak_mib())})
+        log.info("%s: %.1f s, %d MiB", name, seconds, peak_mib())
+        self._began = now
+
+
+def check_counts(config: Config, run: Run, report: Sequence[SwapRow]) -> None:
+    """UserError unless a run quantized as many layers of each part as the configuration expects."""
+    from passionsr.surgery import check_scope
+
+    for part in check_scope(run.scope):
+        expected = config.expected_layers.get(part)
+        got = sum(
+            r.name.startswith(f"{part}.") and r.kind != "attention" and r.weight_bits is not None
+            for r in report
+        )
+        if expected is not None and got != expected:
+            raise UserError(
+                f"{run.run_id}: {got} layers of {part} were quantized, expected {expected}"
+            )
 
 
 def calibrate(config: Config, run: Run) -> None:
@@ -141,25 +208,35 @@ def calibrate(config: Config, run: Run) -> None:
     pairs = [read_pair(p) for p in calibration_pairs(config)]
     images = [to_tensor(upscale(lr)) for lr, _ in pairs]
     targets = [to_tensor(hr) for _, hr in pairs]
+    phases = Phases()
     teacher = load_float_model(config)
     imported = peak_mib()
+    phases.end("load")
     batches = make_batches(teacher, images, config.batch_size, run.seed, targets)
+    phases.end("float outputs")
+    teacher.lean = config.lean  # its outputs are in the batches; from here on it may be taken apart
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
     model, fit_log, report = quantize_model(
         method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
     )
+    phases.end("quantize")
+    del teacher
+    check_counts(config, run, report)
     seconds = time.perf_counter() - started
     folder = run_folder(config, run.run_id)
     info = {"run": dataclasses.asdict(run), "class": entry.target, "options": options}
     save_quantized(model, folder / "artifact", info)
     write_csv(folder / "fit.csv", fit_log.rows, ("stage", "epoch", "step", "loss"))
+    # Seconds and memory vary from run to run: they are in run.json.
     stage_columns = ("stage", "loss_before", "loss_after", "undone", "steps", "parameters")
     write_csv(
         folder / "stages.csv",
         [{k: row[k] for k in stage_columns} for row in fit_log.stages],
         stage_columns,
     )
+    phases.end("save")
     write_csv(folder / "ranges.csv", let_ranges(model, batches[0].image), RANGE_COLUMNS)
+    phases.end("ranges")
     columns = ("name", "kind", "weight_bits", "act_bits", "split", "let")
     write_csv(folder / "layers.csv", [dataclasses.asdict(row) for row in report], columns)
     bits = sorted({(r.weight_bits, r.act_bits) for r in report if r.weight_bits})
@@ -183,11 +260,13 @@ def calibrate(config: Config, run: Run) -> None:
             "run_digest": config.run_digest(run),
             "git": _git_sha(),
             "versions": _versions(),
-            "device": platform.processor() or platform.machine(),
+            "device": device_name(config),
             "threads": config.threads,
             "model_bytes": model_bytes(model),
             "seconds": round(seconds, 2),
             "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
+            "stage_peak_mib": {r["stage"]: r["peak_mib"] for r in fit_log.stages},
+            "phases": phases.rows,
             "peak_mib": round(peak_mib()),
             "peak_mib_before_calibration": round(imported),
         },
@@ -221,9 +300,14 @@ def sensitivity(config: Config) -> None:
 def infer(config: Config, run: Run) -> None:
     """Super-resolve the test set with a run's saved artifact."""
     from passionsr.export import load_quantized
+    from passionsr.layers import keep_weights
 
     folder = run_folder(config, run.run_id)
-    write_images(load_quantized(folder / "artifact"), test_pairs(config), folder / "images")
+    model = to_device(load_quantized(folder / "artifact"), config)
+    if config.lean:
+        keep_weights(model, False)
+    model.posterior = config.posterior
+    write_images(model, test_pairs(config), folder / "images")
 
 
 SCORE_COLUMNS = (

@@ -87,7 +87,10 @@ def swap_layers(
 ) -> list[SwapRow]:
     """Replace the layers of the scope in place; `configure` says how by name, None leaves a layer float."""
     rows = []
-    for name, layer in match_layers(model, scope):
+    for name in [name for name, _ in match_layers(model, scope)]:
+        layer = model.get_submodule(
+            name
+        )  # one at a time: a list of them would keep every float weight alive
         config = configure(name, layer)
         if config is None:
             rows.append(SwapRow(name, type(layer).__name__, None, None, 0, False))
@@ -113,6 +116,6 @@ def swap_attention(
     rows = []
     for name, attention in match_attention(model):
         config = configure(name, attention)
-        attention.set_processor(QuantizedAttention(config))
+        attention.set_processor(QuantizedAttention(config).to(model.context.device))
         rows.append(SwapRow(name, "attention", None, config.act_bits, 0, config.let))
     return rows

@@ -130,9 +130,13 @@ def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]
         have = small.shape[axis]
         if have == target:
             continue
-        if have > target:
+        if have > target + 1:
             raise ValueError(f"feature map of {target} rows is below the {have} of the border map")
         top = small.narrow(axis, 0, first)
+        if have == target + 1:  # borders without an interior between them
+            bottom = small.narrow(axis, first + 1, have - first - 1)
+            small = torch.cat([top, bottom], axis)
+            continue
         middle = small.narrow(axis, first, 1)
         repeats = [-1, -1, -1, -1]
         repeats[axis] = target - have + 1

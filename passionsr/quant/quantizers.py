@@ -96,7 +96,8 @@ class Quantizer(nn.Module):
 
     def group_of(self, size: int) -> Tensor:
         """The group, 0 or 1, of each of `size` channels."""
-        if self._index is None or self._index.shape[0] != size:
+        index = self._index
+        if index is None or index.shape[0] != size or index.device != self.lower.device:
             first = size // 2 if self.spec.split == HALF else self.spec.split
             self._index = (torch.arange(size) >= first).long().to(self.lower.device)
         return self._index

@@ -16,7 +16,10 @@ try:
     CFG = load_config(CONFIG_FILE)
     TEST = lib.test_pairs(CFG)
     CALIBRATION = lib.calibration_pairs(CFG)
-    if CFG.model != "tiny" and not (Path(CFG.model) / "manifest.json").exists():
+    if (
+        CFG.model not in lib.BUILT_IN
+        and not (Path(CFG.model) / "manifest.json").exists()
+    ):
         raise UserError(
             f"{CONFIG_FILE}: model {CFG.model} is not there (no manifest.json in it)"
         )
@@ -27,7 +30,7 @@ RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
 MODEL_FILES = (
     []
-    if CFG.model == "tiny"
+    if CFG.model in lib.BUILT_IN
     else sorted(
         str(p)
         for p in Path(CFG.model).rglob("*")
@@ -53,7 +56,7 @@ MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
     "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
-    "passionsr/blueprint.py",
+    "passionsr/blueprint.py", "passionsr/sd21.py",
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",

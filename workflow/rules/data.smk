@@ -50,9 +50,10 @@ rule reference:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(4000),
+        mem_mb=at_attempt(CFG.memory_mb + 1000),
     params:
         code=MODEL_CODE,
         threads=CFG.threads,
+        posterior=CFG.posterior,
     shell:
         f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"

@@ -20,7 +20,7 @@ rule calibrate:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(3000),
+        mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=MODEL_CODE + METHOD_CODE,
         run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
@@ -42,7 +42,7 @@ rule sensitivity:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(3000),
+        mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=MODEL_CODE + METHOD_CODE,
         scheme=CFG.sensitivity,
@@ -65,8 +65,9 @@ rule infer:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(3000),
+        mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=MODEL_CODE,
+        posterior=CFG.posterior,
     shell:
         f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -11,6 +11,7 @@ from passionsr.files import UserError
 
 STAGES = (
     "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
+    "table3", "proof",
 )  # fmt: skip
 
 
@@ -24,7 +25,9 @@ def imports(stage: str) -> None:
         use_private_hub()
         import pyiqa  # noqa: F401
     elif stage == "figures":
-        import passionsr.figures  # noqa: F401
+        import passionsr.figures
+    elif stage == "table3":
+        import passionsr.cost  # noqa: F401
 
 
 def work(stage: str, config: Config, run_ids: list[str]) -> None:
@@ -42,6 +45,15 @@ def work(stage: str, config: Config, run_ids: list[str]) -> None:
         from passionsr.tables import write_tables
 
         write_tables(config)
+    elif stage == "table3":
+        from passionsr.cost import write_table3
+
+        write_table3(config)
+    elif stage == "proof":
+        from passionsr.proof import write_proof
+
+        for run in write_proof(config):
+            logging.warning("%s is not finished", run.run_id)
     elif stage == "figures":
         from passionsr.figures import write_figures
 

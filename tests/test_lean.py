@@ -1,0 +1,174 @@
+"""Memory before speed (config key `lean`) and the full-size configuration: same numbers, no second copy."""
+
+import copy
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from passionsr import stages
+from passionsr.calibration import make_batches
+from passionsr.config import load_config, load_methods
+from passionsr.export import load_quantized, save_quantized
+from passionsr.files import UserError, sha256_file
+from passionsr.layers import QuantizedLayer
+from passionsr.method import load_method, quantize_model
+from passionsr.passion import PassionSR
+from passionsr.proof import write_proof
+from passionsr.quant.spec import Scheme
+from passionsr.sd21 import sd21_model
+from passionsr.surgery import match_attention, match_layers
+from passionsr.transforms import expand_borders, shift_response
+
+METHODS = load_methods("config/methods.yaml")
+FAST = {
+    "passionsr": {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3},
+    "lsq": {"epochs": 1, "act_lr": 1e-3, "weight_lr": 1e-4},
+    "qdiffusion": {"weight_steps": 3, "act_steps": 2, "vae_crop": 4},
+    "efficientdm": {"steps": 3, "lora_lr": 0.01},
+    "minmax": {},
+    "ptq4dm": {},
+}
+W6A6 = Scheme.parse("W6A6")
+
+
+def build(name):
+    entry = METHODS[name]
+    return load_method(entry.target, {**FAST[name], **entry.options})
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_lean_gives_the_same_bytes(name, tiny, tiny_batches, tmp_path):
+    """Recomputed blocks, weights quantized at every forward, no copy: nothing of it may change a number."""
+    digests = []
+    for lean in (False, True):
+        teacher = copy.deepcopy(tiny)
+        teacher.lean = lean
+        model, _, _ = quantize_model(build(name), teacher, W6A6, "UV", tiny_batches)
+        assert (model is teacher) == lean
+        save_quantized(model, tmp_path / str(lean), {})
+        digests.append(sha256_file(tmp_path / str(lean) / "model.safetensors"))
+    assert digests[0] == digests[1]
+
+
+def test_lean_makes_no_second_copy_of_the_weights(tiny):
+    """The swapped layers hold the very memory of the float ones; an ordinary model is copied."""
+    for lean in (False, True):
+        teacher = copy.deepcopy(tiny)
+        teacher.lean = lean
+        before = {n: m.weight.data_ptr() for n, m in match_layers(teacher, "UV")}
+        model, _ = PassionSR().prepare(teacher, W6A6, "UV")
+        after = {n: m.weight.data_ptr() for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}  # fmt: skip
+        assert after.keys() == before.keys()
+        assert all((after[n] == before[n]) == lean for n in before)
+
+
+def test_lean_keeps_no_quantized_weight(tiny, tiny_batches):
+    teacher = copy.deepcopy(tiny)
+    teacher.lean = True
+    model, _, _ = quantize_model(build("minmax"), teacher, W6A6, "UV", tiny_batches)
+    with torch.no_grad():
+        model(tiny_batches[0].image)
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    assert all(m._cached_weight is None for m in layers)
+    assert model.unet.is_gradient_checkpointing
+
+
+def test_a_form_with_memory_is_refused(tiny):
+    """Its second forward differs from its first, and checkpointing runs both."""
+    teacher = copy.deepcopy(tiny)
+    teacher.lean = True
+    with pytest.raises(UserError, match="set lean: false"):
+        PassionSR(lbq_form="int_zp_stale").prepare(teacher, W6A6, "UV")
+
+
+def test_loading_builds_no_float_model(tiny, tiny_batches, tmp_path):
+    """Every tensor comes from the file; none is left on the meta device."""
+    model, _, _ = quantize_model(build("passionsr"), tiny, W6A6, "U", tiny_batches)
+    save_quantized(model, tmp_path, {})
+    loaded = load_quantized(tmp_path)
+    assert not any(t.is_meta for t in (*loaded.parameters(), *loaded.buffers()))
+    assert loaded.context.device.type == "cpu"
+
+
+def test_borders_of_the_smallest_maps():
+    """A 2 x 2 map has borders and no interior; below that the frozen border map cannot be used."""
+    conv = torch.nn.Conv2d(3, 5, 3, padding=1)
+    offset = torch.randn(3)
+    small = shift_response(offset, conv.weight, conv, (64, 64))
+    for size in ((2, 2), (2, 7), (3, 2)):
+        constant = offset.reshape(1, -1, 1, 1).expand(1, -1, *size)
+        expected = torch.conv2d(constant, conv.weight, None, padding=1)
+        torch.testing.assert_close(expand_borders(small, *size, (1, 1)), expected)
+    with pytest.raises(ValueError, match="below the 3 of the border map"):
+        expand_borders(small, 1, 4, (1, 1))
+
+
+@pytest.mark.parametrize("name", FAST)
+def test_full_size_layers_are_all_swapped(name):
+    """282 + 72 layers, 32 attentions with two products each, on the meta device."""
+    config = load_config("config/paper-random.yaml")
+    entry = METHODS[name]
+    _, report = load_method(entry.target, entry.options).prepare(sd21_model(), W6A6, "UV")
+    counted = [r for r in report if r.kind != "attention"]
+    assert sum(r.name.startswith("unet.") for r in counted) == config.expected_layers["unet"] == 282
+    assert sum(r.name.startswith("vae.") for r in counted) == config.expected_layers["vae"] == 72
+    assert sum(r.kind == "attention" for r in report) == 32
+    assert sum(r.weight_bits == 8 for r in counted) == 6
+    assert next(r for r in counted if r.name == "unet.conv_in").weight_bits == 6
+
+
+def test_wrong_counts_stop_a_run(tiny):
+    config = load_config("config/paper-random.yaml")
+    run = config.runs[0]
+    _, report = build("minmax").prepare(tiny, W6A6, "UV")
+    with pytest.raises(UserError, match="layers of vae were quantized, expected 72"):
+        stages.check_counts(config, run, report)
+    exact = {"unet": 0, "vae": 0}
+    for name, _ in match_layers(tiny, "UV"):
+        exact[name.split(".")[0]] += 1
+    stages.check_counts(replace(config, expected_layers=exact), run, report)
+
+
+def test_sd21_shape():
+    model = sd21_model()
+    assert len(match_attention(model)) == 32
+    assert (model.latent_factor, model.size_multiple) == (8, 64)
+    assert all(p.is_meta for p in model.parameters())
+
+
+def test_device_follows_the_model(tiny):
+    """Everything that wrapping and batching create sits where the model sits (meta stands in for a GPU here)."""
+    model = copy.deepcopy(tiny).to("meta")
+    prepared, _ = PassionSR().prepare(model, W6A6, "UV")
+    assert all(t.is_meta for t in (*prepared.parameters(), *prepared.buffers()))
+    batches = make_batches(model, [torch.rand(1, 3, 32, 32)], 1, 0, [torch.rand(1, 3, 32, 32)])
+    assert all(t.is_meta for t in (batches[0].image, batches[0].output, batches[0].hr))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
+def test_absent_device_is_one_clear_line(tiny):
+    config = replace(load_config("config/test.yaml"), device="cuda")
+    with pytest.raises(UserError, match="torch finds no GPU here; set device: cpu"):
+        stages.load_float_model(config)
+
+
+def test_proof_table(tmp_path, monkeypatch):
+    """From a real (tiny) run's records: phases, stages, counts; what is not finished is named."""
+    config = load_config("config/test.yaml")
+    config = replace(config, lean=True, limits={"test": 1, "calibration": 2}, name="prooftest")
+    monkeypatch.setattr(type(config), "results", property(lambda c: tmp_path / c.name))
+    stages.make_data(config)
+    run = next(r for r in config.runs if r.method == "passionsr")
+    stages.calibrate(config, run)
+    made = json.loads((tmp_path / "prooftest" / "runs" / run.run_id / "run.json").read_text())
+    assert [p["phase"] for p in made["phases"]] == ["load", "float outputs", "quantize", "save", "ranges"]  # fmt: skip
+    missing = write_proof(config)
+    assert run not in missing
+    assert len(missing) == len(config.runs) - 1
+    text = (tmp_path / "prooftest" / "tables" / "proof.md").read_text()
+    for stage in ("encoder.let", "encoder.lbq", "unet.let", "unet.lbq", "decoder.let", "decoder.lbq"):  # fmt: skip
+        assert f"- {stage} " in text
+    assert "not run" in text  # no inference yet
+    assert f"Not run: {missing[0].run_id}" in text
