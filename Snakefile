@@ -13,6 +13,7 @@ include: "workflow/rules/report.smk"
 
 localrules:
     all,
+    fetch,
 
 
 rule all:
@@ -20,6 +21,12 @@ rule all:
     input:
         TABLES,
         FIGURES,
+
+
+onstart:
+    # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
+    if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
+        raise WorkflowError(lib.missing_report(CONFIG_FILE, MISSING))
 
 
 onsuccess:

@@ -125,6 +125,16 @@ def _bench(args: argparse.Namespace) -> None:
         print(step_ratios(load_model(args.model), threads=args.threads))
 
 
+def _fetch(args: argparse.Namespace) -> None:
+    from passionsr.datasets import DATA, LOCKS, load_sources
+    from passionsr.fetch import fetch_source
+
+    sources = load_sources()
+    if args.source not in sources:
+        raise UserError(f"source {args.source!r} is unknown; known: {', '.join(sources)}")
+    print(fetch_source(sources[args.source], DATA, LOCKS))
+
+
 def _readme(args: argparse.Namespace) -> None:
     from passionsr.readme import update
 
@@ -174,6 +184,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("hr", type=Path)
     sub.add_argument("output", type=Path, help="CSV to write, one row per number")
     sub.add_argument("--metrics", default="psnr,ssim,lpips,dists,niqe")
+
+    sub = add("fetch", _fetch, "download a source of datasets (config/datasets.yaml) into data/")
+    sub.add_argument("source")
 
     sub = add("check", _check, "check a configuration")
     sub.add_argument("config", type=Path)
