@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +86,8 @@ class Config:
     datasets: tuple[Dataset, ...] = ()
     photos: Dataset | None = None
     given: tuple[Given, ...] = ()
+    inference: dict[str, Any] = field(default_factory=dict)
+    resize_mismatch: bool = False
 
     @property
     def results(self) -> Path:
@@ -222,6 +224,8 @@ def load_config(path: str | Path) -> Config:
         metrics=tuple(check_metrics(raw["metrics"])),
         threads=raw.get("threads", 1),
         sensitivity=raw.get("sensitivity"),
+        inference=raw.get("inference", {}),
+        resize_mismatch=raw.get("resize_mismatch", False),
         digest=hashlib.sha256(json.dumps(raw, sort_keys=True).encode()).hexdigest()[:16],
     )
     return replace(config, given=_given(raw.get("given", []), config))

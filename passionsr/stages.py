@@ -185,14 +185,18 @@ def load_float_model(config: Config) -> OneStepSR:
     return load_model(config.model)
 
 
-def write_images(model: OneStepSR, pairs: Sequence[ImagePair], folder: Path) -> None:
-    """Super-resolve every LR of `pairs` into folder/<name>.png."""
-    from passionsr.inference import super_resolve
+def write_images(
+    model: OneStepSR, pairs: Sequence[ImagePair], folder: Path, options: dict[str, Any]
+) -> None:
+    """Super-resolve every LR of `pairs` into folder/<name>.png; options: of InferenceOptions."""
+    from passionsr.inference import InferenceOptions, super_resolve
+
+    chosen = InferenceOptions(**options)
 
     for index, pair in enumerate(pairs, 1):
         lr, _ = read_pair(pair)
         started = time.perf_counter()
-        write_uint8(folder / f"{pair.name}.png", super_resolve(model, lr))
+        write_uint8(folder / f"{pair.name}.png", super_resolve(model, lr, chosen))
         log.info("%d/%d %s (%.1f s)", index, len(pairs), pair.name, time.perf_counter() - started)
 
 
@@ -222,7 +226,8 @@ def reference(config: Config) -> None:
     for pair in pairs:
         lr, _ = read_pair(pair)
         write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
-    write_images(load_float_model(config), pairs, run_folder(config, FP32) / "images")
+    folder = run_folder(config, FP32) / "images"
+    write_images(load_float_model(config), pairs, folder, config.inference)
     for run_id in (BICUBIC, FP32):
         write_image_lists(config, run_id)
 
@@ -340,7 +345,8 @@ def infer(config: Config, run: Run) -> None:
     from passionsr.export import load_quantized
 
     folder = run_folder(config, run.run_id)
-    write_images(load_quantized(folder / "artifact"), test_pairs(config), folder / "images")
+    model = load_quantized(folder / "artifact")
+    write_images(model, test_pairs(config), folder / "images", config.inference)
     write_image_lists(config, run.run_id)
 
 
@@ -372,7 +378,12 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
         outputs = scored_outputs(config, run_id)
         for index, (pair, path, reference) in enumerate(outputs, 1):
             _, hr = read_pair(pair)
-            scores = suite.score(read_uint8(path), hr, read_uint8(reference) if reference else None)
+            scores = suite.score(
+                read_uint8(path),
+                hr,
+                read_uint8(reference) if reference else None,
+                resize=config.resize_mismatch,
+            )
             for name in config.metrics:
                 value = scores.get(name)
                 rows.append(

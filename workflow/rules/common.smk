@@ -57,7 +57,8 @@ DATA_CODE = code(
 )
 MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
-    "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/images.py",
+    "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/tiling.py", "passionsr/colour.py",
+    "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
     "passionsr/blueprint.py",
 )  # fmt: skip

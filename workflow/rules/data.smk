@@ -52,6 +52,7 @@ rule reference:
         mem_mb=at_attempt(4000),
     params:
         code=MODEL_CODE,
+        inference=CFG.inference,
         threads=CFG.threads,
     shell:
         f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"

@@ -68,5 +68,6 @@ rule infer:
         mem_mb=at_attempt(3000),
     params:
         code=MODEL_CODE,
+        inference=CFG.inference,
     shell:
         f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -26,6 +26,7 @@ for scheme, members in SCORE_GROUPS.items():
         params:
             code=SCORE_CODE,
             metrics=list(CFG.metrics),
+            resize=CFG.resize_mismatch,
             runs=" ".join(members),
         shell:
             f"{STAGE} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
@@ -57,6 +58,7 @@ rule score_given:
     params:
         code=SCORE_CODE,
         metrics=list(CFG.metrics),
+        resize=CFG.resize_mismatch,
     shell:
         f"{STAGE} score --config {CONFIG_FILE} --run {{wildcards.given}} > {{log}} 2>&1"
 
