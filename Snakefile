@@ -15,6 +15,7 @@ include: "workflow/rules/proof.smk"
 
 localrules:
     all,
+    fetch,
 
 
 rule all:
@@ -23,6 +24,12 @@ rule all:
         TABLES,
         TABLE3,
         FIGURES,
+
+
+onstart:
+    # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
+    if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
+        raise WorkflowError(lib.missing_report(CONFIG_FILE, MISSING))
 
 
 onsuccess:

@@ -21,13 +21,16 @@ def guarded(action: Callable[[], int | None]) -> int:
 
 
 def _upscale(args: argparse.Namespace) -> None:
-    from passionsr.images import read_uint8, upscale, write_uint8
+    from passionsr.images import read_uint8, write_uint8
 
     lr = read_uint8(args.input)  # before the slow imports: a bad path should answer at once
-    from passionsr.colour import fix_colour
     from passionsr.export import SCHEME, load_quantized
-    from passionsr.inference import super_resolve
+    from passionsr.inference import InferenceOptions, super_resolve
     from passionsr.loading import load_model
+
+    names = ("resize", "process_size", "latent_tile", "latent_overlap", "encoder_tile", "decoder_tile",
+             "tile_norm", "colour_fix")  # fmt: skip
+    options = InferenceOptions(**{name: getattr(args, name) for name in names})
 
     model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
     model.posterior = args.posterior
@@ -35,7 +38,7 @@ def _upscale(args: argparse.Namespace) -> None:
         from passionsr.sd21 import embed_prompt
 
         model.context = embed_prompt(args.model, args.prompt)
-    write_uint8(args.output, fix_colour(super_resolve(model, lr), upscale(lr), args.colour_fix))
+    write_uint8(args.output, super_resolve(model, lr, options))
     print(args.output)
 
 
@@ -134,6 +137,11 @@ def _check(args: argparse.Namespace) -> None:
 
 
 def _bench(args: argparse.Namespace) -> None:
+    if args.tiles:
+        from passionsr.tile_bench import tile_report
+
+        print(tile_report(args.model, args.sizes, args.threads))
+        return
     from passionsr.bench import report
 
     print(report(args.results))
@@ -143,6 +151,16 @@ def _bench(args: argparse.Namespace) -> None:
 
         print(f"\nOne training step of the UNet, {args.threads} thread(s):\n")
         print(step_ratios(load_model(args.model), threads=args.threads))
+
+
+def _fetch(args: argparse.Namespace) -> None:
+    from passionsr.datasets import DATA, LOCKS, load_sources
+    from passionsr.fetch import fetch_source
+
+    sources = load_sources()
+    if args.source not in sources:
+        raise UserError(f"source {args.source!r} is unknown; known: {', '.join(sources)}")
+    print(fetch_source(sources[args.source], DATA, LOCKS))
 
 
 def _readme(args: argparse.Namespace) -> None:
@@ -184,6 +202,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument(
         "--prompt",
         help="tags of the image, for a model imported with --entry osediff (its tagger is not part of this project)",
+    )
+    sub.add_argument(
+        "--resize",
+        choices=["pad", "official"],
+        default="pad",
+        help="sizes the model cannot take: pad and cut off again, or the released scripts' rules",
+    )
+    sub.add_argument(
+        "--process-size", type=int, default=512, help="px; --resize official makes no smaller image"
+    )
+    sub.add_argument("--latent-tile", type=int, help="side of the UNet's tiles, in latents")
+    sub.add_argument("--latent-overlap", type=int, default=32)
+    sub.add_argument("--encoder-tile", type=int, help="side of the VAE encoder's tiles, px")
+    sub.add_argument("--decoder-tile", type=int, help="side of the VAE decoder's tiles, in latents")
+    sub.add_argument(
+        "--tile-norm",
+        choices=["pooled", "official"],
+        default="pooled",
+        help="group norms of a tiled VAE: over the whole image, or the released average",
     )
 
     sub = add(
@@ -230,12 +267,19 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("output", type=Path, help="CSV to write, one row per number")
     sub.add_argument("--metrics", default="psnr,ssim,lpips,dists,niqe")
 
+    sub = add("fetch", _fetch, "download a source of datasets (config/datasets.yaml) into data/")
+    sub.add_argument("source")
+
     sub = add("check", _check, "check a configuration")
     sub.add_argument("config", type=Path)
 
     sub = add("bench", _bench, "where the last run's time went")
     sub.add_argument("results", type=Path, nargs="?", default=Path("results/mini"))
     sub.add_argument("--step", action="store_true", help="also time a training step against FP32")
+    sub.add_argument(
+        "--tiles", action="store_true", help="peak memory of tiled inference by size, instead"
+    )
+    sub.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="px")
     sub.add_argument("--model", type=Path, default=Path("models/mini"))
     sub.add_argument("--threads", type=int, default=1)
 

@@ -5,12 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from passionsr.datasets import Dataset, dataset_from, expand
 from passionsr.files import UserError
 from passionsr.metric_table import check_metrics
 from passionsr.quant.spec import Scheme
@@ -50,12 +51,30 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Given:
+    """Outputs made elsewhere, scored like a run: folder/<image>.png for every image of `dataset`.
+
+    published: per-image scores to compare ours with (CSV: image, then metrics); None if there are none.
+    """
+
+    name: str
+    title: str
+    dataset: str
+    folder: Path
+    published: Path | None = None
+
+
+@dataclass(frozen=True)
 class Config:
-    """A checked configuration."""
+    """A checked configuration.
+
+    test: data list of embedded crops, None where `datasets` (image folders) are tested. calibration: data list;
+    photos: the dataset whose photographs a list of relative crops cuts up.
+    """
 
     name: str
     model: str
-    test: Path
+    test: Path | None
     calibration: Path
     limits: dict[str, int]
     entries: dict[str, MethodEntry]
@@ -71,6 +90,11 @@ class Config:
     memory_mb: int
     expected_layers: dict[str, int]
     digest: str
+    datasets: tuple[Dataset, ...] = ()
+    photos: Dataset | None = None
+    given: tuple[Given, ...] = ()
+    inference: dict[str, Any] = field(default_factory=dict)
+    resize_mismatch: bool = False
 
     @property
     def results(self) -> Path:
@@ -173,6 +197,29 @@ def parse_scheme(text: str) -> Scheme:
         raise UserError(f"scheme {text!r}: {err}") from None
 
 
+def _datasets(specs: Sequence[dict[str, Any]]) -> tuple[Dataset, ...]:
+    found = tuple(dataset_from(spec) for spec in specs)
+    for dataset in found:
+        if not dataset.lr:
+            raise UserError(f"dataset {dataset.name}: a test set needs LR images; give `lr:`")
+    if len({d.name for d in found}) < len(found):
+        raise UserError("test: two datasets have the same name")
+    return found
+
+
+def _given(specs: Sequence[dict[str, Any]], config: Config) -> tuple[Given, ...]:
+    found = []
+    for spec in specs:
+        paths = {k: expand(v) for k, v in spec.items() if k in ("folder", "published")}
+        given = Given(**{"title": spec["name"], **spec, **paths})
+        if given.dataset not in {d.name for d in config.datasets}:
+            raise UserError(f"given {given.name}: dataset {given.dataset!r} is not in test")
+        if given.name in {FP32, BICUBIC, *config.entries}:
+            raise UserError(f"given {given.name}: the name is taken")
+        found.append(given)
+    return tuple(found)
+
+
 def load_config(path: str | Path) -> Config:
     """Read and check a configuration file; UserError says what is wrong and where."""
     import jsonschema
@@ -188,11 +235,16 @@ def load_config(path: str | Path) -> Config:
         raise UserError(f"{path}: {'; '.join(errors)}")
     entries = load_methods(raw["methods"])
     budget = load_budget(raw.get("budget", "default"), Path(raw["methods"]))
-    return Config(
+    test, calibration = raw["test"], raw["calibration"]
+    if isinstance(calibration, str):
+        calibration = {"list": calibration}
+    config = Config(
         name=raw["name"],
         model=raw["model"],
-        test=Path(raw["test"]),
-        calibration=Path(raw["calibration"]),
+        test=Path(test) if isinstance(test, str) else None,
+        datasets=() if isinstance(test, str) else _datasets(test),
+        calibration=Path(calibration["list"]),
+        photos=dataset_from(calibration["photos"]) if "photos" in calibration else None,
         limits=raw.get("limit", {}),
         entries=entries,
         runs=expand_runs(raw["runs"], entries),
@@ -206,5 +258,8 @@ def load_config(path: str | Path) -> Config:
         device=raw.get("device", "cpu"),
         memory_mb=raw.get("memory_mb", 3000),
         expected_layers=raw.get("expected_layers", {}),
+        inference=raw.get("inference", {}),
+        resize_mismatch=raw.get("resize_mismatch", False),
         digest=hashlib.sha256(json.dumps([raw, budget], sort_keys=True).encode()).hexdigest()[:16],
     )
+    return replace(config, given=_given(raw.get("given", []), config))

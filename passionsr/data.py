@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from passionsr.datasets import ImagePair
 from passionsr.degrade import degrade, rng_for
 from passionsr.files import UserError
 from passionsr.images import SCALE, read_uint8, write_uint8
@@ -32,15 +33,6 @@ class Crop:
     size: int
     hr_sha256: str
     lr_sha256: str
-
-
-@dataclass(frozen=True)
-class ImagePair:
-    """Paths of one LR / HR pair; HR is SCALE times LR."""
-
-    name: str
-    lr: Path
-    hr: Path
 
 
 def pixels_sha256(array: np.ndarray) -> str:

@@ -15,7 +15,7 @@ import seaborn as sns
 from matplotlib.patches import Rectangle
 
 from passionsr.config import FP32, Config, Run
-from passionsr.data import ImagePair
+from passionsr.datasets import ImagePair
 from passionsr.files import atomic_path, read_json
 from passionsr.images import SCALE, read_uint8
 from passionsr.metric_table import METRICS
@@ -70,7 +70,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
                 spine.set_edgecolor("yellow")
             if index == 0:
                 whole.set_title(columns[column], fontsize=9)
-        axes[2 * index][0].set_ylabel(pair.name, fontsize=8)
+        axes[2 * index][0].set_ylabel(pair.image, fontsize=8)
     figure.subplots_adjust(wspace=0.03, hspace=0.03)
     return figure
 
@@ -148,11 +148,15 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
 
 
 def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
-    """Fidelity to FP32 against the size of the packed model, one line per method through its bit widths."""
+    """Fidelity to FP32 against the size of the packed model, one line per method through its bit widths.
+
+    Of several datasets, the first.
+    """
     rows = []
     for run in runs:
         folder = run_folder(config, run.run_id)
         scores = pd.read_csv(folder / "scores.csv")
+        scores = scores[scores.dataset == scores.dataset.iloc[0]]
         size = read_json(folder / "run.json")["model_bytes"] / 2**20
         for metric in ("psnr_fp", "lpips_fp"):
             value = scores[scores.metric == metric].value.mean()

@@ -11,6 +11,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 
 from passionsr.files import UserError
 from passionsr.images import to_tensor
@@ -29,6 +31,20 @@ SETTINGS = {
     "psnr": {"test_y_channel": True, "color_space": "ycbcr"},
     "ssim": {"test_y_channel": True, "color_space": "ycbcr"},
 }
+
+
+def smallest_size(images: Sequence[Tensor]) -> list[Tensor]:
+    """Resize (1, 3, H, W) images to the smallest H and W among them, as measure.py does (methods.md 9).
+
+    Bilinear without antialiasing; images of that size are returned as they are.
+    """
+    size = tuple(min(image.shape[axis] for image in images) for axis in (2, 3))
+    return [
+        image
+        if image.shape[2:] == size
+        else F.interpolate(image, size, mode="bilinear", align_corners=False, antialias=False)
+        for image in images
+    ]
 
 
 class MetricSuite:
@@ -78,21 +94,26 @@ class MetricSuite:
 
     @torch.no_grad()
     def score(
-        self, sr: np.ndarray, hr: np.ndarray, fp: np.ndarray | None = None
+        self,
+        sr: np.ndarray,
+        hr: np.ndarray,
+        fp: np.ndarray | None = None,
+        resize: bool = False,
     ) -> dict[str, float | None]:
         """Scores of one image by column name; None where the metric is unavailable.
 
-        Args: sr, hr, fp: (H, W, 3) uint8; fp is the float model's output (None leaves fidelity None).
-        Raises UserError if sizes differ: nothing is resized.
+        Args: sr, hr, fp: (H, W, 3) uint8; fp is the float model's output (None leaves fidelity None). resize: bring
+            sizes that differ to the smallest, see `smallest_size`.
+        Raises UserError if sizes differ and resize is not asked for.
         """
         for name, other in (("HR", hr), ("FP32", fp)):
-            if other is not None and other.shape != sr.shape:
+            if other is not None and other.shape != sr.shape and not resize:
                 raise UserError(
                     f"SR is {sr.shape[1]}x{sr.shape[0]} but {name} is "
                     f"{other.shape[1]}x{other.shape[0]}; they must be of one size"
                 )
-        image = to_tensor(sr)
-        references = {"FR": to_tensor(hr), "FP": None if fp is None else to_tensor(fp)}
+        image, *others = smallest_size([to_tensor(x) for x in (sr, hr, fp) if x is not None])
+        references = {"FR": others[0], "FP": None if fp is None else others[1]}
         scores: dict[str, float | None] = {}
         for name in self.names:
             metric = METRICS[name]

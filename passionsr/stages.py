@@ -17,8 +17,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passionsr.config import BICUBIC, FP32, Config, Run
-from passionsr.data import ImagePair, pairs_in, read_list, read_pair, write_pairs
-from passionsr.files import UserError, atomic_path, read_json, write_json
+from passionsr.data import pairs_in, read_pair, write_pairs
+from passionsr.datasets import (
+    Dataset,
+    ImagePair,
+    read_crops,
+    read_sheet,
+    write_crops,
+    write_sheet,
+)
+from passionsr.files import (
+    UserError,
+    atomic_path,
+    check_sha256,
+    read_json,
+    sha256_file,
+    write_json,
+    write_text,
+)
 from passionsr.images import read_uint8, upscale, write_uint8
 
 if TYPE_CHECKING:
@@ -26,6 +42,8 @@ if TYPE_CHECKING:
     from passionsr.surgery import SwapRow
 
 log = logging.getLogger(__name__)
+
+CALIBRATION = "calibration"
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]) -> None:
@@ -44,26 +62,103 @@ def run_folder(config: Config, run_id: str) -> Path:
     return config.results / "runs" / run_id
 
 
+def sheet(config: Config, dataset: str) -> Path:
+    """The list of a dataset's pairs: results/<name>/data/<dataset>.tsv."""
+    return config.results / "data" / f"{dataset}.tsv"
+
+
 def test_pairs(config: Config) -> list[ImagePair]:
-    """The test pairs of this configuration."""
-    return pairs_in(config.test, config.results / "data" / "test")[: config.limits.get("test")]
+    """The test pairs of this configuration; of datasets, what the data stage found."""
+    limit = config.limits.get("test")
+    if config.test:
+        return pairs_in(config.test, config.results / "data" / "test")[:limit]
+    return [p for d in config.datasets for p in read_sheet(sheet(config, d.name))[:limit]]
 
 
 def calibration_pairs(config: Config) -> list[ImagePair]:
     """The calibration pairs of this configuration."""
+    if config.photos:
+        return read_sheet(sheet(config, CALIBRATION))
     pairs = pairs_in(config.calibration, config.results / "data" / "calibration")
     return pairs[: config.limits.get("calibration")]
+
+
+def data_files(config: Config) -> tuple[list[Path], list[Path]]:
+    """What the data stage makes and others read, (test, calibration): known before any data is there."""
+    if config.test:
+        test = [path for pair in test_pairs(config) for path in (pair.hr, pair.lr)]
+    else:
+        test = [sheet(config, d.name) for d in config.datasets]
+    if config.photos:
+        return test, [sheet(config, CALIBRATION)]
+    return test, [path for pair in calibration_pairs(config) for path in (pair.hr, pair.lr)]
+
+
+def image_files(config: Config, run_id: str) -> list[Path]:
+    """What tells that a run's images are there: the images, or a list of them per dataset."""
+    folder = run_folder(config, run_id) / "images"
+    if config.test:
+        return [folder / f"{pair.name}.png" for pair in test_pairs(config)]
+    return [folder / f"{d.name}.tsv" for d in config.datasets]
+
+
+def datasets_of(config: Config) -> list[Dataset]:
+    """Every dataset of image files that a configuration reads."""
+    return [*config.datasets, *([config.photos] if config.photos else [])]
+
+
+def data_sources(config: Config) -> list[Path]:
+    """What the data stage reads; for a dataset that is not there, what fetching it makes."""
+    lists = [path for path in (config.test, config.calibration) if path]
+    found = []
+    for dataset in datasets_of(config):
+        found += dataset.files() or ([dataset.marker] if dataset.marker else [])
+    return [*lists, *found]
+
+
+def missing_inputs(config: Config) -> list[str]:
+    """One line per weight or dataset that is not there: what to put where."""
+    missing = []
+    if config.model not in BUILT_IN and not (Path(config.model) / "manifest.json").exists():
+        missing.append(
+            f"model {config.model} is not there (no manifest.json in it): give the folder of a model saved by passionsr, or "
+            f"make it: passionsr import-osediff {config.model} --checkpoint osediff.pkl (README: paper scale)"
+        )
+    missing += [problem for d in datasets_of(config) if (problem := d.missing())]
+    for given in config.given:
+        if not any(given.folder.glob("*.png")):
+            missing.append(
+                f"given {given.name}: no PNG images in {given.folder}: set its `folder:`"
+            )
+    return missing
+
+
+def missing_report(config_file: str, missing: Sequence[str]) -> str:
+    """The list for the user."""
+    lines = "".join(f"\n  - {line}" for line in missing)
+    return f"{config_file}: {len(missing)} inputs are missing; nothing runs before they are there:{lines}"
 
 
 # -- stages -------------------------------------------------------------------------------------
 
 
 def make_data(config: Config) -> None:
-    """Test and calibration images from the lists in git."""
-    write_pairs(config.test, config.results / "data" / "test")
-    write_pairs(config.calibration, config.results / "data" / "calibration")
-    for path in (config.test, config.calibration):
-        log.info("%s: %d pairs", path, len(read_list(path)))
+    """Test and calibration images: from the lists in git, or sheets of the image files found."""
+    if config.test:
+        made = write_pairs(config.test, config.results / "data" / "test")
+        log.info("%s: %d pairs", config.test, len(made))
+    for dataset in config.datasets:
+        pairs = dataset.pairs()
+        write_sheet(pairs, sheet(config, dataset.name))
+        log.info("%s: %d pairs in %s", dataset.name, len(pairs), dataset.folder)
+    folder = config.results / "data" / CALIBRATION
+    if config.photos:
+        crops = read_crops(config.calibration)[: config.limits.get("calibration")]
+        made = write_crops(crops, config.photos.photos(), folder)
+        write_sheet(made, sheet(config, CALIBRATION))
+    else:
+        made = write_pairs(config.calibration, folder)
+    log.info("%s: %d pairs", config.calibration, len(made))
 
 
 def probe_metrics(config: Config) -> None:
@@ -121,15 +216,39 @@ def device_name(config: Config) -> str:
     return torch.cuda.get_device_name(config.device)
 
 
-def write_images(model: OneStepSR, pairs: Sequence[ImagePair], folder: Path) -> None:
-    """Super-resolve every LR of `pairs` into folder/<name>.png."""
-    from passionsr.inference import super_resolve
+def write_images(
+    model: OneStepSR, pairs: Sequence[ImagePair], folder: Path, options: dict[str, Any]
+) -> None:
+    """Super-resolve every LR of `pairs` into folder/<name>.png; options: of InferenceOptions."""
+    from passionsr.inference import InferenceOptions, super_resolve
+
+    chosen = InferenceOptions(**options)
 
     for index, pair in enumerate(pairs, 1):
         lr, _ = read_pair(pair)
         started = time.perf_counter()
-        write_uint8(folder / f"{pair.name}.png", super_resolve(model, lr))
+        write_uint8(folder / f"{pair.name}.png", super_resolve(model, lr, chosen))
         log.info("%d/%d %s (%.1f s)", index, len(pairs), pair.name, time.perf_counter() - started)
+
+
+def write_image_lists(config: Config, run_id: str) -> None:
+    """Per dataset, name and sha256 of each output: written last, so that it stands for all of them."""
+    folder = run_folder(config, run_id) / "images"
+    pairs = test_pairs(config)
+    for dataset in config.datasets:
+        files = {p.image: folder / f"{p.name}.png" for p in pairs if p.dataset == dataset.name}
+        rows = [f"{image}\t{sha256_file(path)}\n" for image, path in files.items()]
+        write_text(folder / f"{dataset.name}.tsv", "".join(rows))
+
+
+def check_image_lists(config: Config, run_id: str) -> None:
+    """UserError if an output on disk is not the one that `write_image_lists` saw."""
+    folder = run_folder(config, run_id) / "images"
+    for dataset in config.datasets:
+        path = folder / f"{dataset.name}.tsv"
+        for line in path.read_text().splitlines():
+            image, digest = line.split("\t")
+            check_sha256(folder / dataset.name / f"{image}.png", digest)
 
 
 def reference(config: Config) -> None:
@@ -140,7 +259,9 @@ def reference(config: Config) -> None:
         write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
     model = load_float_model(config)
     model.posterior = config.posterior
-    write_images(model, pairs, run_folder(config, FP32) / "images")
+    write_images(model, pairs, run_folder(config, FP32) / "images", config.inference)
+    for run_id in (BICUBIC, FP32):
+        write_image_lists(config, run_id)
 
 
 def _git_sha() -> str:
@@ -307,7 +428,8 @@ def infer(config: Config, run: Run) -> None:
     if config.lean:
         keep_weights(model, False)
     model.posterior = config.posterior
-    write_images(model, test_pairs(config), folder / "images")
+    write_images(model, test_pairs(config), folder / "images", config.inference)
+    write_image_lists(config, run.run_id)
 
 
 SCORE_COLUMNS = (
@@ -330,33 +452,54 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
     reasons = read_json(config.results / "metrics.json")
     available = [n for n in config.metrics if not reasons[n]]
     suite = MetricSuite(available)
-    pairs = test_pairs(config)
     known = {run.run_id: run for run in config.runs}
     for run_id in run_ids:
         started = time.perf_counter()
         run = known.get(run_id) or Run(run_id, "W32A32", "UV", 0)
         rows = []
-        for pair in pairs:
+        outputs = scored_outputs(config, run_id)
+        for index, (pair, path, reference) in enumerate(outputs, 1):
             _, hr = read_pair(pair)
-            sr, fp = (
-                read_uint8(run_folder(config, r) / "images" / f"{pair.name}.png")
-                for r in (run_id, FP32)
+            scores = suite.score(
+                read_uint8(path),
+                hr,
+                read_uint8(reference) if reference else None,
+                resize=config.resize_mismatch,
             )
-            scores = suite.score(sr, hr, fp if run_id != FP32 else None)
             for name in config.metrics:
                 value = scores.get(name)
                 rows.append(
                     {
                         **dataclasses.asdict(run),
                         "run_id": run_id,
-                        "dataset": config.test.stem,
-                        "image": pair.name,
+                        "dataset": pair.dataset or config.test.stem,
+                        "image": pair.image,
                         "metric": name,
                         "value": "" if value is None else repr(value),
                     }
                 )
+            if index % 10 == 0:
+                log.info("%s: %d/%d", run_id, index, len(outputs))
         write_csv(run_folder(config, run_id) / "scores.csv", rows, SCORE_COLUMNS)
-        log.info("%s: %d images (%.1f s)", run_id, len(pairs), time.perf_counter() - started)
+        log.info("%s: %d images (%.1f s)", run_id, len(outputs), time.perf_counter() - started)
+
+
+def scored_outputs(config: Config, run_id: str) -> list[tuple[ImagePair, Path, Path | None]]:
+    """(pair, output, float model's output or None) of everything that is scored for a run.
+
+    Given outputs cover their whole dataset and come from another model: there is no float output to compare with.
+    Raises UserError if an output is not the one that the run made.
+    """
+    given = {g.name: g for g in config.given}.get(run_id)
+    if given:
+        pairs = read_sheet(sheet(config, given.dataset))
+        return [(pair, given.folder / f"{pair.image}.png", None) for pair in pairs]
+    check_image_lists(config, run_id)
+    images, floats = (run_folder(config, r) / "images" for r in (run_id, FP32))
+    return [
+        (pair, images / f"{pair.name}.png", None if run_id == FP32 else floats / f"{pair.name}.png")
+        for pair in test_pairs(config)
+    ]
 
 
 def check_run(config: Config, run_id: str) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,20 @@ import pandas as pd
 from tabulate import tabulate
 
 from passionsr.config import BICUBIC, FP32, Config
+from passionsr.datasets import shared_folder
 from passionsr.files import UserError, read_json, write_text
 from passionsr.metric_table import METRICS
+from passionsr.parity import compare, to_markdown
 
 DRAWS = 2000
 LEGEND = (
     "Mean over images and seeds, below it the 95 % bootstrap interval; bold: best of its bit width; ≈: the paired "
     "difference to the best is inside the noise; n/a: weights not available here (see the log)."
+)
+PARITY_NOTE = (
+    "The published log was written by another program on a GPU with TF32 convolutions: LPIPS and DISTS of single "
+    "images differ by up to 3e-4 from float32 (tests/test_metrics.py repeats those images with TF32's rounding and "
+    "gets within 1e-4). NIQE picks its shape parameters from a grid, where float noise now and then flips a choice."
 )
 PUBLISHED = Path("published") / "passionsr_table2.csv"
 PUBLISHED_TABLE4 = Path(__file__).resolve().parent.parent / "config" / "published_table4.csv"
@@ -41,16 +47,23 @@ COST = (Column("seconds", "calibration, s", 0), Column("mib", "memory above impo
 PUBLISHED_COST = (Column("hours", "GPU time, h", 2), Column("gb", "GPU memory, GB", 0))
 
 
-def shared_folder() -> Path:
-    """Published numbers and datasets: $PASSIONSR_SHARED, default ../shared."""
-    return Path(os.environ.get("PASSIONSR_SHARED", "../shared"))
-
-
 def load_scores(config: Config) -> pd.DataFrame:
-    """All scores of a configuration, one row per number; `value` is NaN where not available."""
-    run_ids = [BICUBIC, FP32, *(run.run_id for run in config.runs)]
-    frames = [pd.read_csv(config.results / "runs" / r / "scores.csv") for r in run_ids]
-    return pd.concat(frames, ignore_index=True)
+    """All scores of a configuration, one row per number; `value` is NaN where not available.
+
+    Of given outputs, which cover their whole dataset, the images that the runs were tested on.
+    """
+    given = [g.name for g in config.given]
+    run_ids = [BICUBIC, FP32, *given, *(run.run_id for run in config.runs)]
+    frames = [read_scores(config, run_id) for run_id in run_ids]
+    tested = set(zip(frames[1].dataset, frames[1].image, strict=True))
+    scores = pd.concat(frames, ignore_index=True)
+    keys = pd.Series(zip(scores.dataset, scores.image, strict=True), index=scores.index)
+    return scores[~scores.run_id.isin(given) | keys.isin(tested)]
+
+
+def read_scores(config: Config, run_id: str) -> pd.DataFrame:
+    """The score rows of one run."""
+    return pd.read_csv(config.results / "runs" / run_id / "scores.csv")
 
 
 def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -122,6 +135,7 @@ def build(
     rows = []
     schemes = list(dict.fromkeys(r.scheme for r in config.runs if r.scope == scope))
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
+    titles |= {g.name: g.title for g in config.given}
     for scheme in ["W32A32", *schemes]:
         wanted = references if scheme == "W32A32" else methods
         here = "UV" if scheme == "W32A32" else scope
@@ -146,6 +160,28 @@ def build(
             rows.append(line)
     bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
     return pd.DataFrame(rows, columns=["bits", "method", *config.metrics, "best", "noise", *bounds])
+
+
+EMBEDDED = "embedded test set"
+
+
+def build_all(
+    config: Config,
+    scores: pd.DataFrame,
+    methods: Sequence[str],
+    scope: str,
+    references: Sequence[str],
+) -> pd.DataFrame:
+    """`build` per dataset, one below the other, with a column dataset."""
+    if not config.datasets:
+        return build(config, scores, methods, scope, references).assign(dataset=EMBEDDED)
+    parts = []
+    for dataset in config.datasets:
+        given = [g.name for g in config.given if g.dataset == dataset.name]
+        own = scores[scores.dataset == dataset.name]
+        part = build(config, own, methods, scope, [*references, *given])
+        parts.append(part.assign(dataset=dataset.name))
+    return pd.concat(parts, ignore_index=True)
 
 
 def format_rows(
@@ -232,7 +268,7 @@ def write_table(
     published_note: str = "", cost: Sequence[Column] = (), published_cost: Sequence[Column] = (),
 ) -> None:  # fmt: skip
     """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such."""
-    measured = table.assign(source="measured here", dataset="embedded test set")
+    measured = table.assign(source="measured here")
     blocks = (
         [measured]
         if published is None
@@ -243,25 +279,22 @@ def write_table(
     columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
     merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
     write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
-    markdown = [
-        f"**{title}**", "",
-        tabulate(
-            format_rows(table, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost),
-            headers(metrics, cost), "pipe", disable_numparse=True,
-        ),
-        "", LEGEND,
-    ]  # fmt: skip
-    tex = [
-        r"% needs \usepackage{booktabs}",
-        f"% {title}",
-        tabulate(
+    markdown = [f"**{title}**", ""]
+    tex = [r"% needs \usepackage{booktabs}", f"% {title}"]
+    for dataset, part in table.groupby("dataset", sort=False):
+        if dataset != EMBEDDED:
+            markdown += [f"*{dataset}, measured here*", ""]
+            tex += [f"% {dataset}, measured here"]
+        rows = format_rows(part, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost)
+        markdown += [tabulate(rows, headers(metrics, cost), "pipe", disable_numparse=True), ""]
+        tex += [tabulate(
             [
                 [_tex_safe(c) if "textbf" not in c else c for c in row]
-                for row in format_rows(table, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost)
+                for row in format_rows(part, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost)
             ],
             [_tex_safe(h) for h in headers(metrics, cost)], "latex_raw", disable_numparse=True,
-        ),
-    ]  # fmt: skip
+        )]  # fmt: skip
+    markdown.append(LEGEND)
     if published_note:
         markdown += ["", published_note]
         tex += ["", f"% {published_note}"]
@@ -321,6 +354,53 @@ def ablation_rows(config: Config, kind: str) -> list[str]:
     return [name for name in used if belongs(name)]
 
 
+def published_block(config: Config) -> tuple[pd.DataFrame | None, str]:
+    """The published rows that go below Table 2, and what must be said about them."""
+    published = published_rows(config.metrics)
+    if published is None:
+        return None, (
+            f"The published block is left out: {shared_folder() / PUBLISHED} is not there "
+            "(set PASSIONSR_SHARED to the folder that holds published/)."
+        )
+    names = {d.name for d in config.datasets}
+    if names:
+        wanted = {name.split("_crop")[0] for name in names}
+        published = published[published.dataset.isin(wanted)]
+    if names and names <= set(published.dataset):
+        return published, (
+            "Published numbers (PassionSR, CVPR 2025, Table 2) on the full-size test sets of these names."
+        )
+    return published, f"Published numbers (PassionSR, CVPR 2025, Table 2): {ANOTHER_MODEL}"
+
+
+def write_parity(config: Config, folder: Path) -> None:
+    """parity.csv and parity.md: our scores of given outputs next to the published ones, over all images."""
+    table2 = published_rows(config.metrics)
+    frames, markdown = [], []
+    for given in config.given:
+        markdown += [f"**Metric parity ({config.name}): {given.title}, {given.dataset}**", ""]
+        if given.published is None or not given.published.is_file():
+            markdown += [f"No published scores to compare with ({given.published}).", ""]
+            continue
+        own = compare(read_scores(config, given.name), given.published, config.metrics)
+        frames.append(own.assign(given=given.name, dataset=given.dataset))
+        row = {}
+        full = given.dataset.split("_crop")[0]
+        if table2 is not None:
+            match = table2[(table2.dataset == full) & (table2.method == "OSEDiff")]
+            row = {} if match.empty else match.iloc[0].to_dict()
+        title = f"PassionSR's Table 2: OSEDiff on {full}, full-size images (other data)"
+        markdown += [to_markdown(own, row, title), "", PARITY_NOTE, ""]
+    columns = ["given", "dataset", "metric", "images", "published", "measured", "largest_difference", "relative",
+               "tolerance", "beyond"]  # fmt: skip
+    merged = pd.concat(frames) if frames else pd.DataFrame()
+    write_text(
+        folder / "parity.csv",
+        merged.reindex(columns=columns).to_csv(index=False, lineterminator="\n"),
+    )
+    write_text(folder / "parity.md", "\n".join(markdown))
+
+
 def write_tables(config: Config) -> None:
     """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released: what each released bug costs."""
     from passionsr.stages import check_run
@@ -331,17 +411,10 @@ def write_tables(config: Config) -> None:
     folder = config.results / "tables"
     used = list(dict.fromkeys(r.method for r in config.runs))
     main = [m for m in used if not config.entries[m].ablation]
-    published = published_rows(config.metrics)
-    if published is None:
-        note = (
-            f"The published block is left out: {shared_folder() / PUBLISHED} is not there "
-            "(set PASSIONSR_SHARED to the folder that holds published/)."
-        )
-    else:
-        note = f"Published numbers (PassionSR, CVPR 2025, Table 2): {ANOTHER_MODEL}"
+    published, note = published_block(config)
 
     def rows(methods: Sequence[str], scope: str, *references: str) -> pd.DataFrame:
-        return build(config, scores, methods, scope, references)
+        return build_all(config, scores, methods, scope, references)
 
     where = f"({config.name}): UNet + VAE quantized"
     write_table(
@@ -364,6 +437,8 @@ def write_tables(config: Config) -> None:
     write_table(
         rows(used, "U", FP32), config.metrics, folder / "unet_only", f"UNet only ({config.name})"
     )
+    if config.given:
+        write_parity(config, folder)
     per_run = tabulate(
         costs[["run", "seconds", "peak MiB", "mib"]].rename(columns={"mib": "MiB above imports"}),
         headers="keys", tablefmt="pipe", showindex=False,

@@ -10,7 +10,7 @@ from passionsr.config import Run, load_config, load_methods
 from passionsr.files import UserError
 
 CONFIGS = sorted(
-    set(Path("config").glob("*.yaml")) - {Path("config/methods.yaml"), Path("config/budgets.yaml")}
+    p for p in Path("config").glob("*.yaml") if p.stem not in {"methods", "budgets", "datasets"}
 )
 
 

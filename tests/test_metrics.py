@@ -9,9 +9,9 @@ import pandas as pd
 import pytest
 import torch
 
-from passionsr import metric_weights
+from passionsr import metric_weights, metrics
 from passionsr.files import UserError
-from passionsr.images import read_uint8
+from passionsr.images import read_uint8, to_tensor
 from passionsr.metric_table import METRICS, check_metrics
 from passionsr.metric_weights import load_array_pickle, unavailable_reason
 from passionsr.metrics import MetricSuite
@@ -218,3 +218,17 @@ def test_osediff_scores_are_reproduced(shared, suite):
     assert (relative > 1e-3).sum() <= 5
     for name, (mean, tolerance) in PUBLISHED_MEANS.items():
         assert measured[name].mean() == pytest.approx(mean, abs=tolerance), name
+
+
+def test_sizes_are_brought_to_the_smallest_only_when_asked(suite):
+    """Bilinear without antialiasing, as measure.py: against torch on the float image; equal sizes stay as they are."""
+    sr, hr = photo(0, 128), photo(1, 136)
+    resized = torch.nn.functional.interpolate(
+        to_tensor(hr), (128, 128), mode="bilinear", antialias=False
+    )
+    weights = torch.tensor([65.481, 128.553, 24.966]).view(1, 3, 1, 1) / 255
+    mse = (((to_tensor(sr) - resized) * weights).sum(1) ** 2).mean()
+    expected = 10 * math.log10(1 / (float(mse) + 1e-8))
+    assert suite.score(sr, hr, resize=True)["psnr"] == pytest.approx(expected, abs=1e-3)
+    same = [to_tensor(photo(s)) for s in (0, 1)]
+    assert all(a is b for a, b in zip(metrics.smallest_size(same), same, strict=True))

@@ -1,12 +1,16 @@
 """Tables: means by hand, marks, n/a, and the published block."""
 
+from dataclasses import replace
+
 import numpy as np
 import pandas as pd
 import pytest
 
 from passionsr import tables
-from passionsr.config import load_config
+from passionsr.config import Given, load_config
+from passionsr.datasets import Dataset
 from passionsr.files import UserError
+from passionsr.parity import compare, to_markdown
 from passionsr.readme import fill
 
 
@@ -113,7 +117,7 @@ def test_published_block(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
     block = tables.published_rows(config.metrics)
     assert list(block.best) == ["", "ssim;lpips;musiq", "psnr;lpips"]
-    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    table = tables.build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     tables.write_table(table, config.metrics, tmp_path / "t", "T", block, "another model")
     text = (tmp_path / "t.md").read_text()
     assert text.index("PassionSR") < text.index("another model") < text.index("OSEDiff")
@@ -186,3 +190,46 @@ def test_readme_blocks():
     assert fill(text, "x", "new\n") == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
     with pytest.raises(UserError, match="no markers <!-- y -->"):
         fill(text, "y", "")
+
+
+def test_several_datasets_give_a_block_each(config, tmp_path):
+    """Means are per dataset, given outputs stand with the references of their own dataset."""
+    both = pd.concat(
+        [
+            example().assign(dataset="A"),
+            example().assign(dataset="B", value=example().value + 1),
+            scores({("theirs", "W32A32"): {"psnr": [40.0, 42.0]}}).assign(dataset="B"),
+        ]
+    )
+    sets = tuple(Dataset(n, tmp_path, "*.png", "*.png") for n in "AB")
+    config = replace(config, datasets=sets, given=(Given("theirs", "Theirs", "B", tmp_path),))
+    table = tables.build_all(config, both, ["minmax", "passionsr"], "UV", ("fp32",))
+    fp = table[table.method == "FP32"].set_index("dataset").psnr
+    assert fp.to_dict() == {"A": 25.0, "B": 26.0}
+    assert table[table.method == "Theirs"].set_index("dataset").psnr.to_dict() == {"B": 41.0}
+    tables.write_table(table, config.metrics, tmp_path / "t", "T")
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("*A, measured here*") < text.index("*B, measured here*")
+    assert set(pd.read_csv(tmp_path / "t.csv").dataset) == {"A", "B"}
+
+
+def test_parity_by_hand(tmp_path):
+    """Two images: one 5e-4 dB off, one 3e-3 dB; NIQE is relative."""
+    ours = scores(
+        {("x", "W32A32"): {"psnr": [25.0005, 30.003], "niqe": [5.001, 6.0], "ssim": [1, 1]}}
+    )
+    ours["image"] = ours.image.map({0: "a", 1: "b"})
+    log = tmp_path / "log.csv"
+    log.write_text("image,psnr,niqe,extra\na.png,25.0,5.0,1\nb.png,30.0,6.0,1\n")
+    table = compare(ours, log, ["psnr", "ssim", "niqe"]).set_index("metric")
+    assert list(table.index) == ["psnr", "niqe"]
+    assert table.beyond.to_dict() == {"psnr": 1, "niqe": 0}
+    assert table.largest_difference["psnr"] == pytest.approx(3e-3)
+    assert table.largest_difference["niqe"] == pytest.approx(2e-4)
+    assert table.published["psnr"] == 27.5
+    text = to_markdown(table.reset_index(), {"psnr": 25.27, "niqe": 4.355}, "Table 2")
+    assert "1 of 2" in text
+    assert "25.27" in text
+    log.write_text("image,psnr\na.png,25.0\nc.png,30.0\n")
+    with pytest.raises(UserError, match="2 images differ from ours, first: b"):
+        compare(ours, log, ["psnr"])

@@ -9,22 +9,20 @@ sys.path.insert(0, str(ROOT))
 
 from passionsr import stages as lib
 from passionsr.config import BICUBIC, FP32, load_config
+from passionsr.datasets import DATA as FETCHED_IN
+from passionsr.fetch import FETCHED
 from passionsr.files import UserError
 
 CONFIG_FILE = config.get("file", "config/mini.yaml")
 try:
     CFG = load_config(CONFIG_FILE)
-    TEST = lib.test_pairs(CFG)
-    CALIBRATION = lib.calibration_pairs(CFG)
-    if (
-        CFG.model not in lib.BUILT_IN
-        and not (Path(CFG.model) / "manifest.json").exists()
-    ):
-        raise UserError(
-            f"{CONFIG_FILE}: model {CFG.model} is not there (no manifest.json in it)"
-        )
+    TEST, CALIBRATION = lib.data_files(CFG)
+    MISSING = lib.missing_inputs(CFG)
 except UserError as err:
     sys.exit(f"error: {err}")
+
+if MISSING and workflow.is_main_process:
+    print(lib.missing_report(CONFIG_FILE, MISSING), file=sys.stderr)
 
 RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
@@ -51,10 +49,16 @@ def code(*patterns):
     return digest.hexdigest()[:12]
 
 
-DATA_CODE = code("passionsr/data.py", "passionsr/degrade.py", "passionsr/images.py")
+DATA_CODE = code(
+    "passionsr/data.py",
+    "passionsr/datasets.py",
+    "passionsr/degrade.py",
+    "passionsr/images.py",
+)
 MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
-    "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/images.py",
+    "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/tiling.py", "passionsr/colour.py",
+    "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
     "passionsr/blueprint.py", "passionsr/sd21.py",
 )  # fmt: skip
@@ -64,12 +68,14 @@ METHOD_CODE = code(
     "passionsr/passion.py", "baselines/*.py",
 )  # fmt: skip
 SCORE_CODE = code("passionsr/metric*.py")
-REPORT_CODE = code("passionsr/tables.py", "passionsr/metric_table.py")
+REPORT_CODE = code(
+    "passionsr/tables.py", "passionsr/metric_table.py", "passionsr/parity.py"
+)
 FIGURE_CODE = code("passionsr/figures.py")
 
 
 def images(run):
-    return [f"{RESULTS}/runs/{run}/images/{pair.name}.png" for pair in TEST]
+    return [str(path) for path in lib.image_files(CFG, run)]
 
 
 def at_attempt(megabytes):
@@ -82,6 +88,9 @@ TABLES = [
     for name in CFG.tables
     for suffix in ("csv", "md", "tex")
 ] + [f"{RESULTS}/tables/cost.md"]
+GIVEN = [given.name for given in CFG.given]
+if GIVEN:
+    TABLES += [f"{RESULTS}/tables/parity.{suffix}" for suffix in ("csv", "md")]
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
 FIGURES = [
     f"{RESULTS}/figures/{name}.png"

@@ -1,10 +1,9 @@
 rule data:
-    """Test and calibration images, from lists in git."""
+    """Test and calibration images from lists in git; of datasets, sheets of the pairs found."""
     input:
-        str(CFG.test),
-        str(CFG.calibration),
+        [str(path) for path in lib.data_sources(CFG)],
     output:
-        sorted({str(p) for pair in TEST + CALIBRATION for p in (pair.hr, pair.lr)}),
+        sorted({str(path) for path in TEST + CALIBRATION}),
     log:
         f"{RESULTS}/logs/data.log",
     benchmark:
@@ -39,7 +38,7 @@ rule metric_weights:
 rule reference:
     """Outputs of the float model and of bicubic upscaling."""
     input:
-        data=[str(pair.lr) for pair in TEST],
+        data=[str(path) for path in TEST],
         model=MODEL_FILES,
     output:
         images(FP32) + images(BICUBIC),
@@ -53,7 +52,27 @@ rule reference:
         mem_mb=at_attempt(CFG.memory_mb + 1000),
     params:
         code=MODEL_CODE,
+        inference=CFG.inference,
         threads=CFG.threads,
         posterior=CFG.posterior,
     shell:
         f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"
+
+
+rule fetch_source:
+    """Download one source of datasets into data/; its hashes are pinned or recorded."""
+    output:
+        f"{FETCHED_IN}/{{source}}/{FETCHED}",
+    log:
+        f"{RESULTS}/logs/fetch-{{source}}.log",
+    resources:
+        mem_mb=at_attempt(1000),
+        downloads=1,
+    shell:
+        f"{sys.executable} -m passionsr.cli fetch {{wildcards.source}} > {{log}} 2>&1"
+
+
+rule fetch:
+    """Every dataset of the configuration that can be downloaded and is not there."""
+    input:
+        [str(d.marker) for d in lib.datasets_of(CFG) if d.marker and d.missing()],

@@ -1,7 +1,7 @@
 rule calibrate:
     """One quantized model: integer codes and scheme, curves, report."""
     input:
-        data=[str(path) for pair in CALIBRATION for path in (pair.lr, pair.hr)],
+        data=[str(path) for path in CALIBRATION],
         model=MODEL_FILES,
     output:
         f"{RESULTS}/runs/{{run}}/artifact/model.safetensors",
@@ -31,7 +31,7 @@ rule calibrate:
 rule sensitivity:
     """Each layer quantized alone."""
     input:
-        data=[str(pair.lr) for pair in CALIBRATION],
+        data=[str(path) for path in CALIBRATION],
         model=MODEL_FILES,
     output:
         f"{RESULTS}/sensitivity.csv",
@@ -53,7 +53,7 @@ rule sensitivity:
 rule infer:
     """The test set through a saved artifact."""
     input:
-        data=[str(pair.lr) for pair in TEST],
+        data=[str(path) for path in TEST],
         artifact=f"{RESULTS}/runs/{{run}}/artifact/model.safetensors",
         scheme=f"{RESULTS}/runs/{{run}}/artifact/scheme.json",
     output:
@@ -69,5 +69,6 @@ rule infer:
     params:
         code=MODEL_CODE,
         posterior=CFG.posterior,
+        inference=CFG.inference,
     shell:
         f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -10,7 +10,7 @@ for scheme, members in SCORE_GROUPS.items():
             f"score_{scheme}"
         input:
             metrics=f"{RESULTS}/metrics.json",
-            data=[str(pair.hr) for pair in TEST],
+            data=[str(path) for path in TEST],
             images=[path for member in members for path in images(member)],
             reference=images(FP32),
         output:
@@ -26,14 +26,46 @@ for scheme, members in SCORE_GROUPS.items():
         params:
             code=SCORE_CODE,
             metrics=list(CFG.metrics),
+            resize=CFG.resize_mismatch,
             runs=" ".join(members),
         shell:
             f"{STAGE} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
 
 
+rule score_given:
+    """Outputs made elsewhere, over their whole dataset."""
+    input:
+        metrics=f"{RESULTS}/metrics.json",
+        data=[str(path) for path in TEST],
+        images=lambda wildcards: sorted(
+            str(p)
+            for g in CFG.given
+            if g.name == wildcards.given
+            for p in g.folder.glob("*.png")
+        ),
+    output:
+        f"{RESULTS}/runs/{{given}}/scores.csv",
+    log:
+        f"{RESULTS}/logs/score-{{given}}.log",
+    benchmark:
+        f"{RESULTS}/benchmarks/score-{{given}}.tsv"
+    wildcard_constraints:
+        given="|".join(GIVEN) or "(?!)",
+    retries: 1
+    threads: CFG.threads
+    resources:
+        mem_mb=at_attempt(3000),
+    params:
+        code=SCORE_CODE,
+        metrics=list(CFG.metrics),
+        resize=CFG.resize_mismatch,
+    shell:
+        f"{STAGE} score --config {CONFIG_FILE} --run {{wildcards.given}} > {{log}} 2>&1"
+
+
 rule tables:
     input:
-        [f"{RESULTS}/runs/{run}/scores.csv" for run in [FP32, BICUBIC, *RUNS]],
+        [f"{RESULTS}/runs/{run}/scores.csv" for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,
@@ -54,7 +86,7 @@ rule tables:
 
 rule figures:
     input:
-        data=[str(p) for pair in TEST for p in (pair.lr, pair.hr)],
+        data=[str(path) for path in TEST],
         images=[path for run in [FP32, *RUNS] for path in images(run)],
         fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
