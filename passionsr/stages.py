@@ -1,7 +1,8 @@
 """The stages of the benchmark: one function turns files into files. The workflow calls them; so can you.
 
-Layout under results/<name>/: data/{test,calibration}/{HR,LR}, runs/<run_id>/ (artifact/, fit.csv, stages.csv,
-layers.csv, ranges.csv, run.json, images/, scores.csv), tables/, figures/, metrics.json.
+Layout under results/<name>/, one folder per stage because DVC versions whole folders: data/{test,calibration}/{HR,LR},
+reference/{fp32,bicubic}/, runs/<run_id>/ (artifact/, fit.csv, stages.csv, layers.csv, ranges.csv, run.json),
+runs/sensitivity.csv, images/<run_id>/, scores/<run_id>.csv, tables/, figures/; metrics.json.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from passionsr.config import BICUBIC, FP32, Config, Run
-from passionsr.data import ImagePair, pairs_in, read_list, read_pair, write_pairs
+from passionsr.data import ImagePair, pairs_in, read_pair, write_pairs
 from passionsr.files import UserError, atomic_path, read_json, write_json
 from passionsr.images import read_uint8, upscale, write_uint8
 
@@ -39,8 +40,23 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]
 
 
 def run_folder(config: Config, run_id: str) -> Path:
-    """results/<name>/runs/<run_id>."""
+    """results/<name>/runs/<run_id>: what calibration made."""
     return config.results / "runs" / run_id
+
+
+def image_folder(config: Config, run_id: str) -> Path:
+    """Outputs on the test set: results/<name>/images/<run_id>, or reference/<run_id> for fp32 and bicubic."""
+    return config.results / ("reference" if run_id in (FP32, BICUBIC) else "images") / run_id
+
+
+def scores_file(config: Config, run_id: str) -> Path:
+    """results/<name>/scores/<run_id>.csv: one row per number."""
+    return config.results / "scores" / f"{run_id}.csv"
+
+
+def sensitivity_file(config: Config) -> Path:
+    """results/<name>/runs/sensitivity.csv."""
+    return config.results / "runs" / "sensitivity.csv"
 
 
 def test_pairs(config: Config) -> list[ImagePair]:
@@ -59,10 +75,9 @@ def calibration_pairs(config: Config) -> list[ImagePair]:
 
 def make_data(config: Config) -> None:
     """Test and calibration images from the lists in git."""
-    write_pairs(config.test, config.results / "data" / "test")
-    write_pairs(config.calibration, config.results / "data" / "calibration")
-    for path in (config.test, config.calibration):
-        log.info("%s: %d pairs", path, len(read_list(path)))
+    for name, path in (("test", config.test), ("calibration", config.calibration)):
+        pairs = write_pairs(path, config.results / "data" / name, config.limits.get(name))
+        log.info("%s: %d pairs", path, len(pairs))
 
 
 def probe_metrics(config: Config) -> None:
@@ -106,8 +121,8 @@ def reference(config: Config) -> None:
     pairs = test_pairs(config)
     for pair in pairs:
         lr, _ = read_pair(pair)
-        write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
-    write_images(load_float_model(config), pairs, run_folder(config, FP32) / "images")
+        write_uint8(image_folder(config, BICUBIC) / f"{pair.name}.png", upscale(lr))
+    write_images(load_float_model(config), pairs, image_folder(config, FP32))
 
 
 def _git_sha() -> str:
@@ -195,7 +210,7 @@ def calibrate(config: Config, run: Run) -> None:
 
 
 def sensitivity(config: Config) -> None:
-    """sensitivity.csv: what quantizing each layer alone does to the float model's output.
+    """runs/sensitivity.csv: what quantizing each layer alone does to the float model's output.
 
     MinMax at the configuration's `sensitivity` scheme, scope UV, on two calibration images.
     """
@@ -215,15 +230,15 @@ def sensitivity(config: Config) -> None:
     model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")
     method.calibrate(model, batches, "UV")
     rows = measure(model, batches[0].image[:2])
-    write_csv(config.results / "sensitivity.csv", rows, SENSITIVITY_COLUMNS)
+    write_csv(sensitivity_file(config), rows, SENSITIVITY_COLUMNS)
 
 
 def infer(config: Config, run: Run) -> None:
     """Super-resolve the test set with a run's saved artifact."""
     from passionsr.export import load_quantized
 
-    folder = run_folder(config, run.run_id)
-    write_images(load_quantized(folder / "artifact"), test_pairs(config), folder / "images")
+    model = load_quantized(run_folder(config, run.run_id) / "artifact")
+    write_images(model, test_pairs(config), image_folder(config, run.run_id))
 
 
 SCORE_COLUMNS = (
@@ -240,7 +255,7 @@ SCORE_COLUMNS = (
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:
-    """scores.csv of every run given: one row per number, empty where a metric is not available."""
+    """scores/<run_id>.csv of every run given: one row per number, empty where a metric is not available."""
     from passionsr.metrics import MetricSuite
 
     reasons = read_json(config.results / "metrics.json")
@@ -255,8 +270,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
         for pair in pairs:
             _, hr = read_pair(pair)
             sr, fp = (
-                read_uint8(run_folder(config, r) / "images" / f"{pair.name}.png")
-                for r in (run_id, FP32)
+                read_uint8(image_folder(config, r) / f"{pair.name}.png") for r in (run_id, FP32)
             )
             scores = suite.score(sr, hr, fp if run_id != FP32 else None)
             for name in config.metrics:
@@ -271,7 +285,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
                         "value": "" if value is None else repr(value),
                     }
                 )
-        write_csv(run_folder(config, run_id) / "scores.csv", rows, SCORE_COLUMNS)
+        write_csv(scores_file(config, run_id), rows, SCORE_COLUMNS)
         log.info("%s: %d images (%.1f s)", run_id, len(pairs), time.perf_counter() - started)
 
 

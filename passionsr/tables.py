@@ -5,14 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
 from passionsr.config import BICUBIC, FP32, Config
-from passionsr.files import UserError, write_text
+from passionsr.files import UserError, read_json, write_json, write_text
 from passionsr.metric_table import METRICS
+from passionsr.stages import check_run, scores_file
 
 DRAWS = 2000
 LEGEND = (
@@ -30,7 +32,7 @@ def shared_folder() -> Path:
 def load_scores(config: Config) -> pd.DataFrame:
     """All scores of a configuration, one row per number; `value` is NaN where not available."""
     run_ids = [BICUBIC, FP32, *(run.run_id for run in config.runs)]
-    frames = [pd.read_csv(config.results / "runs" / r / "scores.csv") for r in run_ids]
+    frames = [pd.read_csv(scores_file(config, r)) for r in run_ids]
     return pd.concat(frames, ignore_index=True)
 
 
@@ -254,10 +256,7 @@ def write_table(
 
 
 def write_tables(config: Config) -> None:
-    """table2, ablation, unet_only (where the grid has scope U) and cost."""
-    from passionsr.files import read_json
-    from passionsr.stages import check_run
-
+    """table2, ablation, unet_only (where the grid has scope U), cost, and summary.json: the means as nested keys."""
     for run in config.runs:
         check_run(config, run.run_id)
     scores = load_scores(config)
@@ -287,6 +286,11 @@ def write_tables(config: Config) -> None:
         build(config, scores, used, "U", (FP32,)), config.metrics, folder / "unet_only",
         f"UNet only ({config.name})",
     )  # fmt: skip
+    summary: dict[str, Any] = {}
+    for (scheme, scope, method), row in mean_scores(scores, config.metrics).iterrows():
+        group = summary.setdefault(scheme, {}).setdefault(scope, {})
+        group[method] = row.dropna().to_dict()
+    write_json(folder / "summary.json", summary)
     costs = []
     for run in config.runs:
         made = read_json(config.results / "runs" / run.run_id / "run.json")

@@ -1,5 +1,6 @@
 # Configuration and paths; the library reads and checks the file before any job is planned.
 import hashlib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -39,34 +40,45 @@ MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
 STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} {sys.executable} {ROOT}/workflow/scripts/stage.py"
 
 
-def code(*patterns):
-    """Digest of sources: a rule's parameter, so that a changed module re-runs what it made."""
+def code(*patterns, functions=()):
+    """Digest of sources: a rule's parameter, so that changed code re-runs what it made.
+
+    functions: those of passionsr/stages.py that a rule runs; the whole module would re-run everything.
+    """
     digest = hashlib.sha256()
-    for pattern in patterns:
+    for function in functions:
+        digest.update(inspect.getsource(function).encode())
+    for pattern in ("passionsr/files.py", *patterns):
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
-DATA_CODE = code("passionsr/data.py", "passionsr/degrade.py", "passionsr/images.py")
+DATA_CODE = code(
+    "passionsr/data.py", "passionsr/degrade.py", "passionsr/images.py", functions=[lib.make_data],
+)  # fmt: skip
 MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
     "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
     "passionsr/blueprint.py",
+    functions=[lib.load_float_model, lib.write_images, lib.reference, lib.infer],
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
     "passionsr/reconstruction.py",
     "passionsr/passion.py", "baselines/*.py",
+    functions=[lib.calibrate, lib.sensitivity, lib.write_csv],
 )  # fmt: skip
-SCORE_CODE = code("passionsr/metric*.py")
+SCORE_CODE = code(
+    "passionsr/metric*.py", functions=[lib.probe_metrics, lib.score, lib.write_csv]
+)
 REPORT_CODE = code("passionsr/tables.py", "passionsr/metric_table.py")
 FIGURE_CODE = code("passionsr/figures.py")
 
 
 def images(run):
-    return [f"{RESULTS}/runs/{run}/images/{pair.name}.png" for pair in TEST]
+    return [f"{lib.image_folder(CFG, run)}/{pair.name}.png" for pair in TEST]
 
 
 def at_attempt(megabytes):
@@ -78,7 +90,7 @@ TABLES = [
     f"{RESULTS}/tables/{name}.{suffix}"
     for name in ("table2", "ablation", "unet_only")
     for suffix in ("csv", "md", "tex")
-] + [f"{RESULTS}/tables/cost.md"]
+] + [f"{RESULTS}/tables/cost.md", f"{RESULTS}/tables/summary.json"]
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
 FIGURES = [
     f"{RESULTS}/figures/{name}.png"
@@ -88,8 +100,8 @@ FIGURES = [
         "ranges_let",
         "bits_sweep",
     ]
-]
-SENSITIVITY = [f"{RESULTS}/sensitivity.csv"] if CFG.sensitivity else []
+] + [f"{RESULTS}/figures/loss_curves.csv"]
+SENSITIVITY = [str(lib.sensitivity_file(CFG))] if CFG.sensitivity else []
 if SENSITIVITY:
     FIGURES.append(f"{RESULTS}/figures/sensitivity.png")
 
