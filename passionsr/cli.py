@@ -206,7 +206,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--threads", type=int, default=1)
 
     sub = add("explain", _explain, "where a table cell comes from; checks its mean")
-    sub.add_argument("table", type=Path, help="results/<name>/tables/table2.csv, ablation, unet_only")
+    sub.add_argument(
+        "table", type=Path, help="results/<name>/tables/table2.csv, ablation, unet_only"
+    )
     sub.add_argument("--row", required=True, help="such as passionsr-W6A6, fp32 or bicubic")
     sub.add_argument("--col", required=True, help="a metric, such as psnr")
     sub.add_argument("--config", type=Path, help="default: config/<name>.yaml")

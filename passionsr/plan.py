@@ -114,7 +114,7 @@ def build_jobs(config: Config, test: int, calibration: int) -> dict[str, Job]:
     runs = [f"{kind}-{run.run_id}" for run in config.runs for kind in ("calibrate", "infer")]
     drawn = ["data-all", "reference-all", *(["sensitivity-all"] if config.sensitivity else [])]
     jobs.append(Job("tables-all", 1, (*scores, *runs[::2])))
-    jobs.append(Job("figures-all", 1, (*scores, *runs, *drawn)))
+    jobs.append(Job("figures-all", 1, (*scores[1:], *runs, *drawn)))
     return {job.label: job for job in jobs}
 
 
@@ -223,7 +223,9 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
         test = test_images or len(test_pairs(config))
         calibration = len(calibration_pairs(config))
     except (UserError, OSError) as err:
-        raise UserError(f"how many images? give --test-images, or make the data first ({err})") from None
+        raise UserError(
+            f"how many images? give --test-images, or make the data first ({err})"
+        ) from None
     jobs = build_jobs(config, test, calibration)
     rows = read_times(times)
     estimates = {label: estimate(config, job, rows) for label, job in jobs.items()}
@@ -233,7 +235,9 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     table = []
     for stage, count in by_stage.items():
         here = [label for label, job in jobs.items() if job.stage == stage]
-        total, size = (sum(getattr(estimates[n], k) for n in here) for k in ("seconds", "megabytes"))
+        total, size = (
+            sum(getattr(estimates[n], k) for n in here) for k in ("seconds", "megabytes")
+        )
         longest = max(here, key=lambda name: seconds[name])
         unknown = sum(estimates[n].source is None for n in here)
         where = "GPU" if stage in ON_GPU else "CPU"

@@ -224,23 +224,38 @@ def test_a_failing_stage_fails_repro(versioned):
     nothing_to_do(versioned)
 
 
-def test_dvc_yaml_and_the_guard_name_the_same_folders():
-    sys.path.insert(0, "workflow/scripts")
-    try:
-        from dvc_stage import OWNED
-    finally:
-        sys.path.remove("workflow/scripts")
+@pytest.fixture
+def guard(monkeypatch):
+    monkeypatch.syspath_prepend("workflow/scripts")
+    import dvc_stage
+
+    return dvc_stage
+
+
+def test_a_list_stands_for_its_folder(guard, tmp_path):
+    """Outputs whose number only the data knows are declared by a list: images/<run>/set.tsv for set/*.png."""
+    images = tmp_path / "images" / "run"
+    (images / "set").mkdir(parents=True)
+    for path in (images / "set.tsv", images / "set" / "a.png", images / "b.png"):
+        path.write_text("")
+    assert guard.product(images / "set" / "a.png", tmp_path) == images / "set.tsv"
+    assert guard.product(images / "b.png", tmp_path) == images / "b.png"
+    assert guard.product(images / "set.tsv", tmp_path) == images / "set.tsv"
+    assert guard.product(tmp_path / "metrics.json", tmp_path) == tmp_path / "metrics.json"
+
+
+def test_dvc_yaml_and_the_guard_name_the_same_folders(guard):
     stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"]
     assert list(stages) == STAGES
     for name, stage in stages.items():
         assert [o for out in stage["outs"] for o in out] == [
-            f"${{results}}/{n}" for n in OWNED[name]
+            f"${{results}}/{n}" for n in guard.OWNED[name]
         ]
         assert all(
             options == {"persist": True} for out in stage["outs"] for options in out.values()
         )
         assert "--cores" not in stage["cmd"]
-    assert {n for names in OWNED.values() for n in names} == {*PRODUCTS, "metrics.json"}
+    assert {n for names in guard.OWNED.values() for n in names} == {*PRODUCTS, "metrics.json"}
 
 
 def test_every_module_counts_for_a_product_or_is_ignored():

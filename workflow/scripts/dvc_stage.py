@@ -52,6 +52,13 @@ def files_of(stage: str, results: Path) -> list[Path]:
     return [f for f in files if f.is_file() or f.is_symlink()]
 
 
+def product(path: Path, results: Path) -> Path:
+    """The output that stands for a file: itself, or x.tsv for everything in a folder x that it lists."""
+    folders = list(path.relative_to(results).parents)[:-1]
+    lists = [results / folder.with_name(f"{folder.name}.tsv") for folder in folders]
+    return next((file for file in lists if file.is_file()), path)
+
+
 def written_by_snakemake(path: Path) -> bool:
     """Whether Snakemake's record says that it made this very file: the recorded end is the file's time.
 
@@ -91,7 +98,8 @@ def snakemake(*arguments: str, products: Path | None = None) -> None:
 def run_stage(stage: str, config_file: Path) -> None:
     """Guard, run, prune."""
     config = load_config(config_file)
-    foreign = [f for f in files_of(stage, config.results) if not written_by_snakemake(f)]
+    results = config.results
+    foreign = [f for f in files_of(stage, results) if not written_by_snakemake(product(f, results))]
     remove(foreign, "that this workspace's Snakemake did not write")
     products = Path(".snakemake") / f"products-{stage}.json"
     products.parent.mkdir(exist_ok=True)
@@ -101,11 +109,11 @@ def run_stage(stage: str, config_file: Path) -> None:
         "--config", f"file={config_file}", products=products,
     )  # fmt: skip
     wanted = set(json.loads(products.read_text())[stage])
-    stale = [f for f in files_of(stage, config.results) if str(f) not in wanted]
+    stale = [f for f in files_of(stage, results) if str(product(f, results)) not in wanted]
     remove(stale, "that the grid no longer asks for")
     for name in OWNED[stage]:  # DVC wants every out, also an empty one
         if "." not in name:
-            (config.results / name).mkdir(parents=True, exist_ok=True)
+            (results / name).mkdir(parents=True, exist_ok=True)
 
 
 def main() -> None:
