@@ -65,7 +65,7 @@ def test_every_cell_of_every_table(here, capsys):
         ("unet_only.csv", "minmax-W8A8", "psnr", "no row 'minmax-W8A8'; rows: fp32"),
         ("table2.csv", "fp32", "fid", "no column 'fid'; columns: psnr, ssim"),
         ("cost.md", "fp32", "psnr", "give one of table2.csv, ablation.csv, unet_only.csv"),
-        ("../none/table2.csv", "fp32", "psnr", "config/results.yaml: file not found"),
+        ("../none/table2.csv", "fp32", "psnr", "table2.csv: not found; run the workflow first"),
     ],
 )  # fmt: skip
 def test_unknown(here, capsys, table, row, col, message):
