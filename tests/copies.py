@@ -17,9 +17,8 @@ def copy_parts(folder, parts=PARTS):
         source = Path(name)
         if source.is_dir():
             shutil.copytree(
-                source, folder / name, symlinks=True,
-                ignore=shutil.ignore_patterns("__pycache__", "tmp", "cache"),
-            )  # fmt: skip
+                source, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+            )
         else:
             shutil.copy2(source, folder / name)
 
