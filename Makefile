@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test lint bench readme lock clean
+.PHONY: all test lint bench readme pull lock clean
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -32,6 +32,9 @@ bench: $(VENV)/.ready
 
 readme: $(VENV)/.ready
 	passionsr readme
+
+pull: $(VENV)/.ready
+	python workflow/scripts/dvc_sync.py pull
 
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --generate-hashes \

@@ -11,6 +11,7 @@ include: "workflow/rules/quantize.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/proof.smk"
+include: "workflow/rules/products.smk"
 
 
 localrules:

@@ -163,6 +163,27 @@ def _fetch(args: argparse.Namespace) -> None:
     print(fetch_source(sources[args.source], DATA, LOCKS))
 
 
+def _explain(args: argparse.Namespace) -> None:
+    from passionsr.config import load_config
+    from passionsr.explain import explain
+
+    # results/<name>/tables/<table>.csv: a configuration has the name of its results.
+    name = args.table.resolve().parent.parent.name
+    config = load_config(args.config or Path("config") / f"{name}.yaml")
+    print(explain(config, args.table, args.row, args.col))
+
+
+def _plan(args: argparse.Namespace) -> None:
+    from passionsr.config import load_config
+    from passionsr.plan import plan, record
+
+    config = load_config(args.config)
+    if args.record:
+        print(f"{args.times}: {record(config, args.times, args.record)} rows of {config.model}")
+    else:
+        print(plan(config, args.gpus, args.times, args.test_images))
+
+
 def _readme(args: argparse.Namespace) -> None:
     from passionsr.readme import update
 
@@ -282,6 +303,25 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="px")
     sub.add_argument("--model", type=Path, default=Path("models/mini"))
     sub.add_argument("--threads", type=int, default=1)
+
+    sub = add("explain", _explain, "where a table cell comes from; checks its mean")
+    sub.add_argument(
+        "table", type=Path, help="results/<name>/tables/table2.csv, ablation, unet_only"
+    )
+    sub.add_argument("--row", required=True, help="such as passionsr-W6A6, fp32 or bicubic")
+    sub.add_argument("--col", required=True, help="a metric, such as psnr")
+    sub.add_argument("--config", type=Path, help="default: config/<name>.yaml")
+
+    sub = add("plan", _plan, "jobs, hours, disk and critical path of a configuration")
+    sub.add_argument("config", type=Path)
+    sub.add_argument("--gpus", type=int, default=1, help="GPUs; without any, processes at a time")
+    sub.add_argument("--times", type=Path, default=Path("config/stage_times.tsv"))
+    sub.add_argument("--test-images", type=int, help="where only the data stage will know")
+    sub.add_argument(
+        "--record",
+        metavar="SOURCE",
+        help="instead: write the finished run's times to --times; SOURCE names machine and date",
+    )
 
     sub = add("readme", _readme, "copy the generated tables and picture into README.md")
     sub.add_argument("--readme", type=Path, default=Path("README.md"))

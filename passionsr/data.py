@@ -85,13 +85,17 @@ def make_pair(crop: Crop, base: Path) -> tuple[np.ndarray, np.ndarray]:
     return hr, degrade(hr, rng_for("degrade", crop.name))
 
 
-def write_pairs(list_path: str | Path, folder: str | Path) -> list[ImagePair]:
+def write_pairs(
+    list_path: str | Path, folder: str | Path, limit: int | None = None
+) -> list[ImagePair]:
     """Write folder/HR/<name>.png and folder/LR/<name>.png for every row, checked against its hashes.
+
+    limit: only the first rows.
 
     Raises UserError naming the first row whose pixels differ from the list.
     """
     list_path, folder = Path(list_path), Path(folder)
-    for crop in read_list(list_path):
+    for crop in read_list(list_path)[:limit]:
         hr, lr = make_pair(crop, list_path.parent)
         for kind, array, expected in (("HR", hr, crop.hr_sha256), ("LR", lr, crop.lr_sha256)):
             if pixels_sha256(array) != expected:
@@ -100,7 +104,7 @@ def write_pairs(list_path: str | Path, folder: str | Path) -> list[ImagePair]:
                     f"({pixels_sha256(array)[:12]}, expected {expected[:12]}); use the locked environment"
                 )
             write_uint8(folder / kind / f"{crop.name}.png", array)
-    return pairs_in(list_path, folder)
+    return pairs_in(list_path, folder)[:limit]
 
 
 def pairs_in(list_path: str | Path, folder: str | Path) -> list[ImagePair]:

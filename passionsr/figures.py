@@ -16,10 +16,16 @@ from matplotlib.patches import Rectangle
 
 from passionsr.config import FP32, Config, Run
 from passionsr.datasets import ImagePair
-from passionsr.files import atomic_path, read_json
+from passionsr.files import atomic_path, read_json, write_text
 from passionsr.images import SCALE, read_uint8
 from passionsr.metric_table import METRICS
-from passionsr.stages import run_folder, test_pairs
+from passionsr.stages import (
+    image_folder,
+    run_folder,
+    scores_file,
+    sensitivity_file,
+    test_pairs,
+)
 
 ZOOM = 64
 SHOWN = 3
@@ -54,7 +60,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
         hr, lr = read_uint8(pair.hr), read_uint8(pair.lr)
         images = [hr, lr.repeat(SCALE, 0).repeat(SCALE, 1)]
         images += [
-            read_uint8(run_folder(config, r) / "images" / f"{pair.name}.png")
+            read_uint8(image_folder(config, r) / f"{pair.name}.png")
             for r in (FP32, *(run.run_id for run in runs))
         ]
         y, x = zoom_box(hr)
@@ -75,25 +81,30 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
     return figure
 
 
-def loss_figure(config: Config, runs: Sequence[Run]) -> plt.Figure | None:
-    """Calibration loss, one panel per sub-model and phase, one line per run; None if nothing trains.
+def loss_curves(config: Config, runs: Sequence[Run]) -> pd.DataFrame:
+    """Calibration loss per step: run, part (sub-model), phase, step, loss; empty if nothing trains.
 
-    Where a phase trains unit by unit, a line is the median over its units, each relative to its first step.
+    Where a phase trains unit by unit, a loss is the median over its units, each relative to its first step.
     """
+    columns = ["run", "part", "phase", "step", "loss"]
     frames = []
     for run in runs:
         frame = pd.read_csv(run_folder(config, run.run_id) / "fit.csv")
         if len(frame):
             frames.append(frame.assign(run=f"{config.entries[run.method].title} {run.scheme}"))
     if not frames:
-        return None
+        return pd.DataFrame(columns=columns)
     data = pd.concat(frames, ignore_index=True)
     data["part"] = data.stage.str.split(".").str[0]
     data["phase"] = data.stage.str.split(".").str[1]
     units = data.groupby(["run", "part", "phase"]).stage.transform("nunique") > 1
     first = data.groupby(["run", "stage"]).loss.transform("first").clip(lower=1e-12)
     data["loss"] = data.loss.where(~units, data.loss / first)
-    data = data.groupby(["run", "part", "phase", "step"], sort=False).loss.median().reset_index()
+    return data.groupby(columns[:-1], sort=False).loss.median().reset_index()
+
+
+def loss_figure(data: pd.DataFrame) -> plt.Figure:
+    """`loss_curves` drawn: one panel per sub-model and phase, one line per run."""
     parts, phases = list(data.part.unique()), list(data.phase.unique())
     figure, axes = plt.subplots(
         len(parts), len(phases), figsize=(4.2 * len(phases), 2.8 * len(parts)), squeeze=False
@@ -154,10 +165,9 @@ def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
     """
     rows = []
     for run in runs:
-        folder = run_folder(config, run.run_id)
-        scores = pd.read_csv(folder / "scores.csv")
+        scores = pd.read_csv(scores_file(config, run.run_id))
         scores = scores[scores.dataset == scores.dataset.iloc[0]]
-        size = read_json(folder / "run.json")["model_bytes"] / 2**20
+        size = read_json(run_folder(config, run.run_id) / "run.json")["model_bytes"] / 2**20
         for metric in ("psnr_fp", "lpips_fp"):
             value = scores[scores.metric == metric].value.mean()
             title = config.entries[run.method].title
@@ -212,7 +222,7 @@ def _empty(message: str) -> plt.Figure:
 
 
 def write_figures(config: Config) -> None:
-    """crops_<scheme>, loss_curves, ranges_let, bits_sweep and sensitivity, from the files of the runs alone."""
+    """crops_<scheme>, loss_curves (.png and .csv), ranges_let, bits_sweep and sensitivity, from the files of the runs alone."""
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
     everything = test_pairs(config)
@@ -222,12 +232,15 @@ def write_figures(config: Config) -> None:
     for scheme in dict.fromkeys(r.scheme for r in runs):
         chosen = [r for r in runs if r.scheme == scheme]
         save(crops_figure(config, pairs, chosen), folder / f"crops_{scheme}.png")
-    save(loss_figure(config, runs) or _empty("no method trains"), folder / "loss_curves.png")
+    curves = loss_curves(config, runs)
+    write_text(folder / "loss_curves.csv", curves.to_csv(index=False, lineterminator="\n"))
+    figure = _empty("no method trains") if curves.empty else loss_figure(curves)
+    save(figure, folder / "loss_curves.png")
     with_let = [r for r in runs if config.options(r).get("let", True)]
     ranked = sorted(with_let, key=lambda r: (r.method != "passionsr", r.scheme != "W6A6"))
     figure = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
     save(figure or _empty("no run uses LET"), folder / "ranges_let.png")
     save(sweep_figure(config, runs), folder / "bits_sweep.png")
     if config.sensitivity:
-        rows = pd.read_csv(config.results / "sensitivity.csv")
+        rows = pd.read_csv(sensitivity_file(config))
         save(sensitivity_figure(rows, config.sensitivity), folder / "sensitivity.png")

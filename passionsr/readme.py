@@ -9,8 +9,10 @@ import pandas as pd
 from tabulate import tabulate
 
 from passionsr.bench import report
+from passionsr.config import load_config
 from passionsr.files import UserError, atomic_path, write_text
 from passionsr.metric_table import METRICS
+from passionsr.plan import plan
 
 PICTURE = Path("docs/crops_W6A6.jpg")
 CARD = Path("models/mini/README.md")
@@ -60,6 +62,13 @@ def difficulty(tables: dict[str, pd.DataFrame]) -> str:
     return tabulate(pd.DataFrame(lines).T, headers="keys", tablefmt="pipe", disable_numparse=True)
 
 
+def scaling() -> str:
+    """The plan of the paper's grid, or of the whole mini grid where there is no configuration for it."""
+    paper = Path("config/paper.yaml")
+    config = paper if paper.exists() else Path("config/mini-full.yaml")
+    return f"`passionsr plan {config} --gpus 8`\n\n{plan(load_config(config), 8)}"
+
+
 def update(readme: Path, results: Path) -> None:
     """Refresh README.md, the model card and the README's picture from a finished run."""
     tables = results / "tables"
@@ -67,6 +76,7 @@ def update(readme: Path, results: Path) -> None:
     for name in ("table2", "table4", "unet_only", "table3"):
         text = fill(text, name, _read(tables / f"{name}.md"))
     text = fill(text, "bench", report(results))
+    text = fill(text, "plan", scaling())
     _read(tables / "table2.csv")
     table2, unet = pd.read_csv(tables / "table2.csv"), pd.read_csv(tables / "unet_only.csv")
     card = fill(_read(CARD), "quality", quality(table2))

@@ -1,7 +1,8 @@
 """The stages of the benchmark: one function turns files into files. The workflow calls them; so can you.
 
-Layout under results/<name>/: data/{test,calibration}/{HR,LR}, runs/<run_id>/ (artifact/, fit.csv, stages.csv,
-layers.csv, ranges.csv, run.json, images/, scores.csv), tables/, figures/, metrics.json.
+Layout under results/<name>/, one folder per stage because DVC versions whole folders: data/{test,calibration}/{HR,LR},
+reference/{fp32,bicubic}/, runs/<run_id>/ (artifact/, fit.csv, stages.csv, layers.csv, ranges.csv, run.json),
+runs/sensitivity.csv, images/<run_id>/, scores/<run_id>.csv, tables/, figures/; metrics.json.
 """
 
 from __future__ import annotations
@@ -58,13 +59,28 @@ def write_csv(path: Path, rows: Sequence[dict[str, Any]], columns: Iterable[str]
 
 
 def run_folder(config: Config, run_id: str) -> Path:
-    """results/<name>/runs/<run_id>."""
+    """results/<name>/runs/<run_id>: what calibration made."""
     return config.results / "runs" / run_id
 
 
 def sheet(config: Config, dataset: str) -> Path:
     """The list of a dataset's pairs: results/<name>/data/<dataset>.tsv."""
     return config.results / "data" / f"{dataset}.tsv"
+
+
+def image_folder(config: Config, run_id: str) -> Path:
+    """Outputs on the test set: results/<name>/images/<run_id>, or reference/<run_id> for fp32 and bicubic."""
+    return config.results / ("reference" if run_id in (FP32, BICUBIC) else "images") / run_id
+
+
+def scores_file(config: Config, run_id: str) -> Path:
+    """results/<name>/scores/<run_id>.csv: one row per number."""
+    return config.results / "scores" / f"{run_id}.csv"
+
+
+def sensitivity_file(config: Config) -> Path:
+    """results/<name>/runs/sensitivity.csv."""
+    return config.results / "runs" / "sensitivity.csv"
 
 
 def test_pairs(config: Config) -> list[ImagePair]:
@@ -96,7 +112,7 @@ def data_files(config: Config) -> tuple[list[Path], list[Path]]:
 
 def image_files(config: Config, run_id: str) -> list[Path]:
     """What tells that a run's images are there: the images, or a list of them per dataset."""
-    folder = run_folder(config, run_id) / "images"
+    folder = image_folder(config, run_id)
     if config.test:
         return [folder / f"{pair.name}.png" for pair in test_pairs(config)]
     return [folder / f"{d.name}.tsv" for d in config.datasets]
@@ -145,7 +161,7 @@ def missing_report(config_file: str, missing: Sequence[str]) -> str:
 def make_data(config: Config) -> None:
     """Test and calibration images: from the lists in git, or sheets of the image files found."""
     if config.test:
-        made = write_pairs(config.test, config.results / "data" / "test")
+        made = write_pairs(config.test, config.results / "data" / "test", config.limits.get("test"))
         log.info("%s: %d pairs", config.test, len(made))
     for dataset in config.datasets:
         pairs = dataset.pairs()
@@ -157,7 +173,7 @@ def make_data(config: Config) -> None:
         made = write_crops(crops, config.photos.photos(), folder)
         write_sheet(made, sheet(config, CALIBRATION))
     else:
-        made = write_pairs(config.calibration, folder)
+        made = write_pairs(config.calibration, folder, config.limits.get("calibration"))
     log.info("%s: %d pairs", config.calibration, len(made))
 
 
@@ -233,7 +249,7 @@ def write_images(
 
 def write_image_lists(config: Config, run_id: str) -> None:
     """Per dataset, name and sha256 of each output: written last, so that it stands for all of them."""
-    folder = run_folder(config, run_id) / "images"
+    folder = image_folder(config, run_id)
     pairs = test_pairs(config)
     for dataset in config.datasets:
         files = {p.image: folder / f"{p.name}.png" for p in pairs if p.dataset == dataset.name}
@@ -243,7 +259,7 @@ def write_image_lists(config: Config, run_id: str) -> None:
 
 def check_image_lists(config: Config, run_id: str) -> None:
     """UserError if an output on disk is not the one that `write_image_lists` saw."""
-    folder = run_folder(config, run_id) / "images"
+    folder = image_folder(config, run_id)
     for dataset in config.datasets:
         path = folder / f"{dataset.name}.tsv"
         for line in path.read_text().splitlines():
@@ -256,10 +272,10 @@ def reference(config: Config) -> None:
     pairs = test_pairs(config)
     for pair in pairs:
         lr, _ = read_pair(pair)
-        write_uint8(run_folder(config, BICUBIC) / "images" / f"{pair.name}.png", upscale(lr))
+        write_uint8(image_folder(config, BICUBIC) / f"{pair.name}.png", upscale(lr))
     model = load_float_model(config)
     model.posterior = config.posterior
-    write_images(model, pairs, run_folder(config, FP32) / "images", config.inference)
+    write_images(model, pairs, image_folder(config, FP32), config.inference)
     for run_id in (BICUBIC, FP32):
         write_image_lists(config, run_id)
 
@@ -395,7 +411,7 @@ def calibrate(config: Config, run: Run) -> None:
 
 
 def sensitivity(config: Config) -> None:
-    """sensitivity.csv: what quantizing each layer alone does to the float model's output.
+    """runs/sensitivity.csv: what quantizing each layer alone does to the float model's output.
 
     MinMax at the configuration's `sensitivity` scheme, scope UV, on two calibration images.
     """
@@ -415,7 +431,7 @@ def sensitivity(config: Config) -> None:
     model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")
     method.calibrate(model, batches, "UV")
     rows = measure(model, batches[0].image[:2])
-    write_csv(config.results / "sensitivity.csv", rows, SENSITIVITY_COLUMNS)
+    write_csv(sensitivity_file(config), rows, SENSITIVITY_COLUMNS)
 
 
 def infer(config: Config, run: Run) -> None:
@@ -423,12 +439,11 @@ def infer(config: Config, run: Run) -> None:
     from passionsr.export import load_quantized
     from passionsr.layers import keep_weights
 
-    folder = run_folder(config, run.run_id)
-    model = to_device(load_quantized(folder / "artifact"), config)
+    model = to_device(load_quantized(run_folder(config, run.run_id) / "artifact"), config)
     if config.lean:
         keep_weights(model, False)
     model.posterior = config.posterior
-    write_images(model, test_pairs(config), folder / "images", config.inference)
+    write_images(model, test_pairs(config), image_folder(config, run.run_id), config.inference)
     write_image_lists(config, run.run_id)
 
 
@@ -446,7 +461,7 @@ SCORE_COLUMNS = (
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:
-    """scores.csv of every run given: one row per number, empty where a metric is not available."""
+    """scores/<run_id>.csv of every run given: one row per number, empty where a metric is not available."""
     from passionsr.metrics import MetricSuite
 
     reasons = read_json(config.results / "metrics.json")
@@ -480,7 +495,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
                 )
             if index % 10 == 0:
                 log.info("%s: %d/%d", run_id, index, len(outputs))
-        write_csv(run_folder(config, run_id) / "scores.csv", rows, SCORE_COLUMNS)
+        write_csv(scores_file(config, run_id), rows, SCORE_COLUMNS)
         log.info("%s: %d images (%.1f s)", run_id, len(outputs), time.perf_counter() - started)
 
 
@@ -495,7 +510,7 @@ def scored_outputs(config: Config, run_id: str) -> list[tuple[ImagePair, Path, P
         pairs = read_sheet(sheet(config, given.dataset))
         return [(pair, given.folder / f"{pair.image}.png", None) for pair in pairs]
     check_image_lists(config, run_id)
-    images, floats = (run_folder(config, r) / "images" for r in (run_id, FP32))
+    images, floats = (image_folder(config, r) for r in (run_id, FP32))
     return [
         (pair, images / f"{pair.name}.png", None if run_id == FP32 else floats / f"{pair.name}.png")
         for pair in test_pairs(config)

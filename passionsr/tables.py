@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -12,9 +13,10 @@ from tabulate import tabulate
 
 from passionsr.config import BICUBIC, FP32, Config
 from passionsr.datasets import shared_folder
-from passionsr.files import UserError, read_json, write_text
+from passionsr.files import UserError, read_json, write_json, write_text
 from passionsr.metric_table import METRICS
 from passionsr.parity import compare, to_markdown
+from passionsr.stages import check_run, scores_file
 
 DRAWS = 2000
 LEGEND = (
@@ -63,7 +65,7 @@ def load_scores(config: Config) -> pd.DataFrame:
 
 def read_scores(config: Config, run_id: str) -> pd.DataFrame:
     """The score rows of one run."""
-    return pd.read_csv(config.results / "runs" / run_id / "scores.csv")
+    return pd.read_csv(scores_file(config, run_id))
 
 
 def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -402,9 +404,10 @@ def write_parity(config: Config, folder: Path) -> None:
 
 
 def write_tables(config: Config) -> None:
-    """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released: what each released bug costs."""
-    from passionsr.stages import check_run
+    """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released: what each released bug costs.
 
+    And summary.json: the means as nested keys.
+    """
     for run in config.runs:
         check_run(config, run.run_id)
     scores = load_scores(config)
@@ -439,6 +442,11 @@ def write_tables(config: Config) -> None:
     )
     if config.given:
         write_parity(config, folder)
+    summary: dict[str, Any] = {}
+    for (scheme, scope, method), row in mean_scores(scores, config.metrics).iterrows():
+        group = summary.setdefault(scheme, {}).setdefault(scope, {})
+        group[method] = row.dropna().to_dict()
+    write_json(folder / "summary.json", summary)
     per_run = tabulate(
         costs[["run", "seconds", "peak MiB", "mib"]].rename(columns={"mib": "MiB above imports"}),
         headers="keys", tablefmt="pipe", showindex=False,

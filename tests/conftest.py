@@ -43,3 +43,16 @@ def tiny_batches(tiny):
     images = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
     targets = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
     return make_batches(tiny, images, batch_size=2, seed=0, targets=targets)
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """A repository copy in which `snakemake all` has run the test benchmark."""
+    from copies import copy_parts, small, snakemake
+
+    folder = tmp_path_factory.mktemp("repo")
+    copy_parts(folder)
+    result = snakemake(folder, *small())
+    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
+    assert "results/test/tables/" in result.stdout + result.stderr
+    return folder

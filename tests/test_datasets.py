@@ -279,10 +279,10 @@ def test_a_changed_output_is_not_scored(local):
     stages.make_data(config)
     pairs = stages.test_pairs(config)
     for pair in pairs:
-        image(stages.run_folder(config, "fp32") / "images" / f"{pair.name}.png", 32, 48)
+        image(stages.image_folder(config, "fp32") / f"{pair.name}.png", 32, 48)
     stages.write_image_lists(config, "fp32")
     assert len(stages.scored_outputs(config, "fp32")) == len(pairs)
-    image(stages.run_folder(config, "fp32") / "images" / f"{pairs[0].name}.png", 32, 48)
+    image(stages.image_folder(config, "fp32") / f"{pairs[0].name}.png", 32, 48)
     with pytest.raises(UserError, match=r"0801x4\.png: sha256 is"):
         stages.scored_outputs(config, "fp32")
 

@@ -5,57 +5,11 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
+from copies import small, snakemake, tree
 
 from passionsr.config import load_config
-
-PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
-
-
-def snakemake(folder, *arguments, cores=2):
-    environment = {
-        **os.environ,
-        "PASSIONSR_CACHE": str(Path(".cache").resolve()),
-        "PYTHONPATH": str(folder),
-    }
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments],
-        cwd=folder, env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def small(*arguments):
-    """Arguments of the tests' benchmark."""
-    return ["all", "--config", "file=config/test.yaml", *arguments]
-
-
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """A repository copy in which the test benchmark has run."""
-    folder = tmp_path_factory.mktemp("repo")
-    for name in PARTS:
-        source = Path(name)
-        if source.is_dir():
-            shutil.copytree(
-                source, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
-        else:
-            shutil.copy2(source, folder / name)
-    result = snakemake(folder, *small())
-    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
-    assert "results/test/tables/" in result.stdout + result.stderr
-    return folder
-
-
-def tree(folder):
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for kind in ("tables", "figures", "runs")
-        for p in sorted((folder / "results" / "test" / kind).rglob("*"))
-        if p.is_file()
-    }
 
 
 def planned(result):
@@ -76,15 +30,15 @@ def test_products(finished):
             "artifact/scheme.json",
             "run.json",
             "layers.csv",
-            "scores.csv",
         ):
             assert (folder / name).stat().st_size > 0
-        assert len(list((folder / "images").glob("*.png"))) == 2
+        assert (results / "scores" / f"{run.run_id}.csv").stat().st_size > 0
+        assert len(list((results / "images" / run.run_id).glob("*.png"))) == 2
     for name in ("table2", "ablation", "table4", "unet_only"):
         for suffix in ("csv", "md", "tex"):
             assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 0
     assert {p.name for p in (results / "figures").iterdir()} == {
-        "crops_W8A8.png", "crops_W4A4.png", "loss_curves.png", "ranges_let.png",
+        "crops_W8A8.png", "crops_W4A4.png", "loss_curves.png", "loss_curves.csv", "ranges_let.png",
         "bits_sweep.png", "sensitivity.png",
     }  # fmt: skip
     assert len(list((results / "benchmarks").glob("*.tsv"))) >= 10
@@ -92,7 +46,7 @@ def test_products(finished):
 
 
 def test_one_row_per_number(finished):
-    path = finished / "results" / "test" / "runs" / "minmax-W4A4-UV-s0" / "scores.csv"
+    path = finished / "results" / "test" / "scores" / "minmax-W4A4-UV-s0.csv"
     rows = list(csv.DictReader(path.open()))
     assert len(rows) == 2 * 5  # images x metrics
     values = {(r["image"], r["metric"]): r["value"] for r in rows}
@@ -140,7 +94,7 @@ def test_changed_code_runs_again(finished):
 def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     """Same machine, same seed: artifacts, images, scores, tables and figures are byte-identical."""
     before = tree(finished)
-    for name in ("runs/passionsr-W4A4-UV-s0", "tables", "figures"):
+    for name in ("runs/passionsr-W4A4-UV-s0", "images/passionsr-W4A4-UV-s0", "tables", "figures"):
         shutil.rmtree(finished / "results" / "test" / name)
     result = snakemake(finished, *small(), cores=1)
     assert result.returncode == 0, result.stderr[-3000:]

@@ -1,5 +1,6 @@
 # Configuration and paths; the library reads and checks the file before any job is planned.
 import hashlib
+import inspect
 import os
 import sys
 from pathlib import Path
@@ -40,34 +41,42 @@ MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
 STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} {sys.executable} {ROOT}/workflow/scripts/stage.py"
 
 
-def code(*patterns):
-    """Digest of sources: a rule's parameter, so that a changed module re-runs what it made."""
+def code(*patterns, functions=()):
+    """Digest of sources: a rule's parameter, so that changed code re-runs what it made.
+
+    functions: those of passionsr/stages.py that a rule runs; the whole module would re-run everything.
+    """
     digest = hashlib.sha256()
-    for pattern in patterns:
+    for function in functions:
+        digest.update(inspect.getsource(function).encode())
+    for pattern in ("passionsr/files.py", *patterns):
         for path in sorted(ROOT.glob(pattern)):
             digest.update(path.name.encode() + path.read_bytes())
     return digest.hexdigest()[:12]
 
 
 DATA_CODE = code(
-    "passionsr/data.py",
-    "passionsr/datasets.py",
-    "passionsr/degrade.py",
-    "passionsr/images.py",
-)
+    "passionsr/data.py", "passionsr/datasets.py", "passionsr/degrade.py", "passionsr/images.py",
+    functions=[lib.make_data],
+)  # fmt: skip
 MODEL_CODE = code(
     "passionsr/quant/*.py", "passionsr/layers.py", "passionsr/transforms.py", "passionsr/surgery.py",
     "passionsr/model.py", "passionsr/loading.py", "passionsr/inference.py", "passionsr/tiling.py", "passionsr/colour.py",
     "passionsr/images.py",
     "passionsr/export.py", "passionsr/tiny.py",
     "passionsr/blueprint.py", "passionsr/sd21.py",
+    functions=[lib.load_float_model, lib.write_images, lib.reference, lib.infer],
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
     "passionsr/reconstruction.py",
     "passionsr/passion.py", "baselines/*.py",
+    functions=[lib.calibrate, lib.sensitivity, lib.write_csv],
 )  # fmt: skip
-SCORE_CODE = code("passionsr/metric*.py")
+SCORE_CODE = code(
+    "passionsr/metric*.py",
+    functions=[lib.probe_metrics, lib.score, lib.scored_outputs, lib.write_csv],
+)
 REPORT_CODE = code(
     "passionsr/tables.py", "passionsr/metric_table.py", "passionsr/parity.py"
 )
@@ -87,7 +96,7 @@ TABLES = [
     f"{RESULTS}/tables/{name}.{suffix}"
     for name in CFG.tables
     for suffix in ("csv", "md", "tex")
-] + [f"{RESULTS}/tables/cost.md"]
+] + [f"{RESULTS}/tables/cost.md", f"{RESULTS}/tables/summary.json"]
 GIVEN = [given.name for given in CFG.given]
 if GIVEN:
     TABLES += [f"{RESULTS}/tables/parity.{suffix}" for suffix in ("csv", "md")]
@@ -100,8 +109,8 @@ FIGURES = [
         "ranges_let",
         "bits_sweep",
     ]
-]
-SENSITIVITY = [f"{RESULTS}/sensitivity.csv"] if CFG.sensitivity else []
+] + [f"{RESULTS}/figures/loss_curves.csv"]
+SENSITIVITY = [str(lib.sensitivity_file(CFG))] if CFG.sensitivity else []
 if SENSITIVITY:
     FIGURES.append(f"{RESULTS}/figures/sensitivity.png")
 

@@ -34,7 +34,7 @@ rule sensitivity:
         data=[str(path) for path in CALIBRATION],
         model=MODEL_FILES,
     output:
-        f"{RESULTS}/sensitivity.csv",
+        str(lib.sensitivity_file(CFG)),
     log:
         f"{RESULTS}/logs/sensitivity.log",
     benchmark:

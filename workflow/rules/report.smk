@@ -14,7 +14,7 @@ for scheme, members in SCORE_GROUPS.items():
             images=[path for member in members for path in images(member)],
             reference=images(FP32),
         output:
-            [f"{RESULTS}/runs/{member}/scores.csv" for member in members],
+            [str(lib.scores_file(CFG, member)) for member in members],
         log:
             f"{RESULTS}/logs/score-{scheme}.log",
         benchmark:
@@ -44,7 +44,7 @@ rule score_given:
             for p in g.folder.glob("*.png")
         ),
     output:
-        f"{RESULTS}/runs/{{given}}/scores.csv",
+        f"{RESULTS}/scores/{{given}}.csv",
     log:
         f"{RESULTS}/logs/score-{{given}}.log",
     benchmark:
@@ -65,7 +65,7 @@ rule score_given:
 
 rule tables:
     input:
-        [f"{RESULTS}/runs/{run}/scores.csv" for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
+        [str(lib.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,
@@ -90,7 +90,7 @@ rule figures:
         images=[path for run in [FP32, *RUNS] for path in images(run)],
         fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
-        scores=[f"{RESULTS}/runs/{run}/scores.csv" for run in RUNS],
+        scores=[str(lib.scores_file(CFG, run)) for run in RUNS],
         sensitivity=SENSITIVITY,
     output:
         FIGURES,
