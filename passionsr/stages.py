@@ -121,7 +121,7 @@ def missing_inputs(config: Config) -> list[str]:
     if config.model != "tiny" and not (Path(config.model) / "manifest.json").exists():
         missing.append(
             f"model {config.model} is not there (no manifest.json in it): give the folder of a model saved by "
-            "passionsr (README: paper scale)"
+            "passionsr, or make it from SD2.1-base and osediff.pkl (README: Paper scale)"
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
     for given in config.given:
