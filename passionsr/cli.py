@@ -138,9 +138,10 @@ def _check(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     if args.tiles:
-        from passionsr.tile_bench import tile_report
+        from passionsr.tile_bench import WHOLE_UP_TO, difference_report, tile_report
 
         print(tile_report(args.model, args.sizes, args.threads))
+        print(f"\n{difference_report(args.model, WHOLE_UP_TO, args.threads)}")
         return
     from passionsr.bench import report
 
@@ -298,7 +299,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("results", type=Path, nargs="?", default=Path("results/mini"))
     sub.add_argument("--step", action="store_true", help="also time a training step against FP32")
     sub.add_argument(
-        "--tiles", action="store_true", help="peak memory of tiled inference by size, instead"
+        "--tiles",
+        action="store_true",
+        help="instead: peak memory of inference in tiles, by size, and what tiles change",
     )
     sub.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="px")
     sub.add_argument("--model", type=Path, default=Path("models/mini"))

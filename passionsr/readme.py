@@ -15,6 +15,7 @@ from passionsr.metric_table import METRICS
 from passionsr.plan import plan
 
 PICTURE = Path("docs/crops_W6A6.jpg")
+PARITY = Path("results/realsr-local/tables/parity.md")
 CARD = Path("models/mini/README.md")
 
 
@@ -77,6 +78,8 @@ def update(readme: Path, results: Path) -> None:
         text = fill(text, name, _read(tables / f"{name}.md"))
     text = fill(text, "bench", report(results))
     text = fill(text, "plan", scaling())
+    if PARITY.is_file():  # only where config/realsr-local.yaml has run
+        text = fill(text, "parity", _read(PARITY))
     _read(tables / "table2.csv")
     table2, unet = pd.read_csv(tables / "table2.csv"), pd.read_csv(tables / "unet_only.csv")
     card = fill(_read(CARD), "quality", quality(table2))

@@ -90,3 +90,35 @@ def tile_report(model: Path, sizes: Sequence[int], threads: int) -> str:
             )  # fmt: skip
     header = ["output", "", "peak MiB", "of it above the loaded model", "seconds"]
     return tabulate(rows, header, "pipe", disable_numparse=True)
+
+
+def difference_report(model_folder: Path, size: int, threads: int) -> str:
+    """What each kind of tile changes: output against the whole image's, at a size that fits whole."""
+    import numpy as np
+    import torch
+
+    from passionsr.inference import InferenceOptions, super_resolve
+    from passionsr.loading import load_model
+
+    torch.set_num_threads(threads)
+    model, lr = load_model(model_folder), photo(size)
+    whole = super_resolve(model, lr).astype(float)
+    latent = {k: TILES[k] for k in ("latent_tile", "latent_overlap")}
+    vae = {k: TILES[k] for k in ("encoder_tile", "decoder_tile")}
+    ways = {
+        "UNet in blended latent tiles": latent,
+        "VAE in tiles, pooled group norms": {**vae, "tile_norm": "pooled"},
+        "VAE in tiles, official group norms": {**vae, "tile_norm": "official"},
+    }
+    rows = []
+    for way, options in ways.items():
+        error = np.abs(super_resolve(model, lr, InferenceOptions(**options)) - whole)
+        psnr = 10 * np.log10(255**2 / (error**2).mean())
+        rows.append([way, f"{psnr:.1f}", f"{error.mean():.2f}", f"{error.max():.0f}"])
+    header = [
+        f"{size} px against the whole image",
+        "PSNR, dB",
+        "mean difference, of 255",
+        "largest",
+    ]
+    return tabulate(rows, header, "pipe", disable_numparse=True)

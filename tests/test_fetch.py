@@ -289,3 +289,25 @@ def test_good_archives(suffix, tmp_path):
     assert unpack(path, tmp_path / "out") == 2
     assert (tmp_path / "out" / "a" / "b" / "2.png").read_bytes() == b"2"
     assert unpack(path, tmp_path / "some", ["a/b/*"]) == 1
+
+
+def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
+    """No host in reach: one line with the address, the place to put the file, and the local folder option."""
+    from passionsr import datasets
+    from passionsr.cli import main
+
+    monkeypatch.setattr(datasets, "DATA", tmp_path / "data")
+    monkeypatch.setattr(datasets, "LOCKS", tmp_path / "locks")
+    lost = Source("S", (Archive("s.zip", ("http://127.0.0.1:1/s.zip",)),))
+    good = Source("G", (archive(server, "g.zip"),))
+    server.files["/g.zip"] = zipped(**{"1.png": b"1"})
+    monkeypatch.setattr(datasets, "load_sources", lambda: {"S": lost, "G": good})
+    assert main(["fetch", "S"]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    for part in ("127.0.0.1:1/s.zip", str(tmp_path / "data" / ".archives" / "s.zip"), "`folder:`"):
+        assert part in error
+    assert main(["fetch", "N"]) == 2
+    assert "source 'N' is unknown; known: S, G" in capsys.readouterr().err
+    assert main(["fetch", "G"]) == 0
+    assert (tmp_path / "data" / "G" / "1.png").read_bytes() == b"1"

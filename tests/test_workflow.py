@@ -113,7 +113,6 @@ def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     [
         ("methods: [minmax, passionsr]", "methods: [minmax, gptq]", "method 'gptq' is unknown"),
         ("schemes: [W8A8, W4A4]", "schemes: [W0A0]", "bit width 0 is not supported"),
-        ("model: tiny", "model: models/none", "model models/none is not there"),
         ("batch_size: 2", "batchsize: 2", "'batchsize' was unexpected"),
     ],
 )
@@ -149,3 +148,109 @@ def test_an_artifact_of_another_configuration_is_refused(finished):
     assert result.returncode != 0
     assert "its artifact comes from another configuration" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+def test_a_missing_model_is_listed_and_stops_only_a_real_run(finished):
+    """A dry run resolves and lists; a real one stops before its first job."""
+    path = finished / "config" / "test.yaml"
+    before = path.read_text()
+    path.write_text(before.replace("model: tiny", "model: models/none"))
+    try:
+        dry = snakemake(finished, *small("-n"))
+        made = tree(finished)
+        real = snakemake(finished, *small())
+    finally:
+        path.write_text(before)
+    for result in (dry, real):
+        text = result.stdout + result.stderr
+        assert "1 inputs are missing; nothing runs before they are there" in text
+        assert "model models/none is not there" in text
+        assert "Traceback" not in text
+    assert planned(dry)["calibrate"] == 4
+    assert real.returncode != 0
+    assert "steps (" not in real.stdout + real.stderr  # Snakemake's word for a finished job
+    assert tree(finished) == made
+
+
+def test_the_paper_grid_resolves(finished):
+    """Every job is planned and everything that is missing stands in one list."""
+    result = snakemake(finished, "-n", "all", "--config", "file=config/paper.yaml")
+    jobs = planned(result)
+    config = load_config("config/paper.yaml")
+    assert jobs["calibrate"] == jobs["infer"] == len(config.runs) == 27
+    assert jobs["fetch_source"] == 3
+    text = result.stdout + result.stderr
+    assert "config/paper.yaml: 5 inputs are missing" in text
+    for line in (
+        "model models/paper is not there",
+        "dataset RealSR: no images in data/RealSR_V3: run `passionsr fetch RealSR_V3`",
+        "dataset DRealSR: no images in data/DRealSR: get it from",
+        "dataset DIV2K_val: no images in data/DIV2K_valid",
+        "dataset DIV2K_train: no images in data/DIV2K_train",
+    ):
+        assert text.count(line) == 1
+
+
+def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
+    """Two datasets with a stem rule, crops of a photograph, given outputs, tiles: the whole DAG on the tiny model."""
+    import numpy as np
+    import yaml
+
+    from passionsr.images import write_uint8
+
+    rng = np.random.default_rng(0)
+
+    def image(name, height, width):
+        write_uint8(tmp_path / name, rng.integers(0, 256, (height, width, 3), dtype=np.uint8))
+
+    for index in (1, 2):
+        image(f"LR/080{index}x4.png", 24, 33)
+        image(f"HR/080{index}.png", 96, 132)
+        image(f"given/080{index}x4.png", 96, 132)
+    image("photos/0001.png", 200, 220)
+    (tmp_path / "crops.tsv").write_text("image\tfx\tfy\tsize\n0001.png\t0.5\t0.5\t128\n")
+    log = "image,psnr\n0801x4.png,10.0\n0802x4.png,10.0\n"
+    (tmp_path / "log.csv").write_text(log)
+    raw = yaml.safe_load(Path("config/test.yaml").read_text())
+    entry = {
+        "folder": str(tmp_path),
+        "lr": "LR/*.png",
+        "hr": "HR/*.png",
+        "pairing": "div2k",
+        "count": 2,
+    }
+    raw |= {
+        "name": "local",
+        "test": [{"name": "A", **entry}, {"name": "B", **entry}],
+        "calibration": {
+            "list": str(tmp_path / "crops.tsv"),
+            "photos": {"name": "photos", "folder": str(tmp_path), "hr": "photos/*.png"},
+        },
+        "given": [{"name": "theirs", "title": "Theirs", "dataset": "A", "folder": str(tmp_path / "given"),
+                   "published": str(tmp_path / "log.csv")}],
+        "inference": {"resize": "official", "process_size": 64, "latent_tile": 16, "latent_overlap": 8},
+        "resize_mismatch": True,
+        "runs": [{"methods": ["minmax"], "schemes": ["W8A8"], "scopes": ["UV"], "seeds": [0]}],
+        "limit": {"test": 1},
+        "metrics": ["psnr", "psnr_fp"],
+    }  # fmt: skip
+    raw.pop("sensitivity")
+    (finished / "config" / "local.yaml").write_text(yaml.safe_dump(raw))
+    arguments = ["all", "--config", "file=config/local.yaml"]
+    result = snakemake(finished, *arguments)
+    assert result.returncode == 0, result.stderr[-3000:]
+    folder = finished / "results" / "local"
+    rows = list(csv.DictReader((folder / "runs" / "minmax-W8A8-UV-s0" / "scores.csv").open()))
+    assert {(r["dataset"], r["image"]) for r in rows} == {("A", "0801x4"), ("B", "0801x4")}
+    assert all(float(r["value"]) > 0 for r in rows)
+    given = list(csv.DictReader((folder / "runs" / "theirs" / "scores.csv").open()))
+    assert {r["image"] for r in given} == {"0801x4", "0802x4"}
+    parity = list(csv.DictReader((folder / "tables" / "parity.csv").open()))
+    assert [(r["metric"], r["images"]) for r in parity] == [("psnr", "2")]
+    text = (folder / "tables" / "table2.md").read_text()
+    assert text.index("*A, measured here*") < text.index("| Theirs") < text.index("*B, measured")
+    again = snakemake(finished, *arguments)
+    assert "Nothing to be done" in again.stdout + again.stderr
+    image("HR/0802.png", 96, 132)  # outside the limit, but the sheet holds its hash
+    jobs = planned(snakemake(finished, "-n", *arguments))
+    assert {"data", "score_given", "tables"} <= set(jobs)

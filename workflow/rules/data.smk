@@ -67,7 +67,6 @@ rule fetch_source:
         f"{RESULTS}/logs/fetch-{{source}}.log",
     resources:
         mem_mb=at_attempt(1000),
-        downloads=1,
     shell:
         f"{sys.executable} -m passionsr.cli fetch {{wildcards.source}} > {{log}} 2>&1"
 
