@@ -11,8 +11,13 @@ include: "workflow/rules/quantize.smk"
 include: "workflow/rules/report.smk"
 
 
+# Seconds each: on a cluster they stay where Snakemake runs (where a download is possible, too).
 localrules:
     all,
+    data,
+    metric_weights,
+    tables,
+    figures,
 
 
 rule all:
@@ -22,7 +27,13 @@ rule all:
         FIGURES,
 
 
+onstart:
+    recovery.note_holder()
+    recovery.remove_leftovers(CFG.results)
+
+
 onsuccess:
+    recovery.remove_leftovers(CFG.results)
     print(
         f"tables:  {RESULTS}/tables/\nfigures: {RESULTS}/figures/\nruns:    {RESULTS}/runs/"
     )

@@ -134,6 +134,7 @@ def calibrate(config: Config, run: Run) -> None:
     from passionsr.images import to_tensor
     from passionsr.method import load_method, quantize_model
     from passionsr.quant.spec import Scheme
+    from passionsr.resume import calibration_key, forget, resumable
 
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
@@ -145,9 +146,12 @@ def calibrate(config: Config, run: Run) -> None:
     imported = peak_mib()
     batches = make_batches(teacher, images, config.batch_size, run.seed, targets)
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
-    model, fit_log, report = quantize_model(
-        method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
-    )
+    kept = config.results / "resume" / run.run_id
+    tensors = [t for batch in batches for t in vars(batch).values()]
+    with resumable(kept, calibration_key(config.run_digest(run), teacher, tensors)):
+        model, fit_log, report = quantize_model(
+            method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
+        )
     seconds = time.perf_counter() - started
     folder = run_folder(config, run.run_id)
     info = {"run": dataclasses.asdict(run), "class": entry.target, "options": options}
@@ -192,6 +196,7 @@ def calibrate(config: Config, run: Run) -> None:
             "peak_mib_before_calibration": round(imported),
         },
     )
+    forget(kept)
 
 
 def sensitivity(config: Config) -> None:

@@ -43,3 +43,15 @@ def tiny_batches(tiny):
     images = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
     targets = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
     return make_batches(tiny, images, batch_size=2, seed=0, targets=targets)
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
+    from passionsr.reproducibility import products
+    from workflow_copy import copy_repository, run, small_results
+
+    folder = copy_repository(tmp_path_factory.mktemp("undisturbed"))
+    status, output = run(folder, cores=2)
+    assert status == 0, output[-4000:]
+    return folder, products(small_results(folder))

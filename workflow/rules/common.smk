@@ -7,6 +7,7 @@ from pathlib import Path
 ROOT = Path(workflow.current_basedir).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from passionsr import recovery
 from passionsr import stages as lib
 from passionsr.config import BICUBIC, FP32, load_config
 from passionsr.files import UserError
@@ -20,6 +21,8 @@ try:
         raise UserError(
             f"{CONFIG_FILE}: model {CFG.model} is not there (no manifest.json in it)"
         )
+    if workflow.is_main_process:
+        recovery.look(CFG.results, sys.argv)
 except UserError as err:
     sys.exit(f"error: {err}")
 
@@ -57,7 +60,7 @@ MODEL_CODE = code(
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
-    "passionsr/reconstruction.py",
+    "passionsr/reconstruction.py", "passionsr/resume.py",
     "passionsr/passion.py", "baselines/*.py",
 )  # fmt: skip
 SCORE_CODE = code("passionsr/metric*.py")
