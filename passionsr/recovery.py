@@ -96,7 +96,10 @@ def check_whole(results: Path) -> None:
     cut = [
         str(p)
         for p in files
-        if p.suffix in known and not p.name.startswith(TEMPORARY) and p.is_file() and not is_whole(p)
+        if p.suffix in known
+        and not p.name.startswith(TEMPORARY)
+        and p.is_file()
+        and not is_whole(p)
     ]
     if cut:
         raise UserError(

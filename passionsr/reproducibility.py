@@ -11,7 +11,12 @@ from passionsr.files import TEMPORARY
 PRODUCTS = ("data", "runs", "tables", "figures")
 # Seconds and megabytes: measured anew in every run. Nothing else may differ.
 MEASURED_FILES = ("tables/cost.md",)
-MEASURED_FIELDS = ("seconds", "stage_seconds", "peak_mib", "peak_mib_before_calibration")  # run.json
+MEASURED_FIELDS = (
+    "seconds",
+    "stage_seconds",
+    "peak_mib",
+    "peak_mib_before_calibration",
+)  # run.json
 
 
 def products(results: Path) -> dict[str, bytes]:

@@ -43,7 +43,11 @@ def processes(folder, stage):
             words = path.read_bytes().split(b"\0")
         except OSError:
             continue
-        if len(words) > 2 and words[1].decode(errors="replace") == script and words[2] == stage.encode():
+        if (
+            len(words) > 2
+            and words[1].decode(errors="replace") == script
+            and words[2] == stage.encode()
+        ):
             found.append(int(path.parent.name))
     return found
 
@@ -138,7 +142,9 @@ def calibration_killed_twice(place):
     for attempt in (1, 2):
         wanted = place.rng.randint(1, 3) + (len(list(kept.glob("0*"))) if attempt == 2 else 0)
         found = wait_for(
-            lambda n=wanted: len(list(kept.glob("0*"))) >= n and processes(place.folder, "calibrate"),
+            lambda n=wanted: (
+                len(list(kept.glob("0*"))) >= n and processes(place.folder, "calibrate")
+            ),
             process,
             f"{wanted} stages finished",
         )
@@ -263,7 +269,9 @@ def jump(place, seconds):
         os.utime(path, (when, when))
     stage = place.rng.choice(["infer", "score", "tables"])
     remove(place.results, stage)
-    place.note(f"{len(chosen)} of {len(files)} files moved by {seconds / 86400:+.0f} days, {stage} to do")
+    place.note(
+        f"{len(chosen)} of {len(files)} files moved by {seconds / 86400:+.0f} days, {stage} to do"
+    )
     place.again()
 
 
