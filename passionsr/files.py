@@ -11,7 +11,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written, then comes its process
 
 

@@ -48,8 +48,9 @@ def tiny_batches(tiny):
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
-    from passionsr.reproducibility import products
     from workflow_copy import copy_repository, run, small_results
+
+    from passionsr.reproducibility import products
 
     folder = copy_repository(tmp_path_factory.mktemp("undisturbed"))
     status, output = run(folder, cores=2)
