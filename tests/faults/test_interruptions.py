@@ -36,19 +36,16 @@ def remove(results, stage):
 
 def processes(folder, stage):
     """Process numbers of a stage's jobs in `folder`: the Python process, not its shell."""
-    script = f"{folder}/workflow/scripts/stage.py"
+    wanted = [b"workflow/scripts/stage.py", stage.encode()]
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
-            words = path.read_bytes().split(b"\0")
+            if path.read_bytes().split(b"\0")[1:3] == wanted and (path.parent / "cwd").samefile(
+                folder
+            ):
+                found.append(int(path.parent.name))
         except OSError:
             continue
-        if (
-            len(words) > 2
-            and words[1].decode(errors="replace") == script
-            and words[2] == stage.encode()
-        ):
-            found.append(int(path.parent.name))
     return found
 
 

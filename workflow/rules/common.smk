@@ -39,7 +39,11 @@ MODEL_FILES = (
 )
 # glibc maps and unmaps every large tensor by default; page faults were a quarter of a calibration step.
 MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
-STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} {sys.executable} {ROOT}/workflow/scripts/stage.py"
+# This interpreter and this checkout by relative names: a job's command is what decides whether it runs again, and
+# a copied or moved repository is not another one.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+SCRIPT = os.path.relpath(ROOT / "workflow" / "scripts" / "stage.py")
+STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} python {SCRIPT}"
 
 
 def code(*patterns):
