@@ -22,9 +22,16 @@ localrules:
 
 rule all:
     default_target: True
+    # Not only the last products: a file that vanished on the way is made again, too.
     input:
         TABLES,
         FIGURES,
+        rules.data.output,
+        rules.metric_weights.output,
+        rules.reference.output,
+        expand(rules.calibrate.output, run=RUNS),
+        expand(rules.infer.output, run=RUNS),
+        [f"{RESULTS}/runs/{run}/scores.csv" for run in [FP32, BICUBIC, *RUNS]],
 
 
 onstart:
