@@ -15,6 +15,7 @@ SMALL = ("all", "--config", "file=config/small.yaml")
 
 def copy_repository(folder):
     """What the workflow needs, without results."""
+    folder.mkdir(exist_ok=True)
     for name in PARTS:
         source = ROOT / name
         if source.is_dir():

@@ -10,6 +10,10 @@ from workflow_copy import SMALL, check_same, copy_repository, environment, start
 # Polls for finished jobs as often as the plugin allows; a busy cluster keeps the profile's 20 s.
 FAST = ("--slurm-init-seconds-before-status-checks", "3", "--slurm-keep-successful-logs")
 
+FIELDS = (
+    "JobID:20,Partition:20,tres-per-job:30,TimeLimit:20,NumCPUs:10,MinMemory:20,State:20,Comment:90"
+)
+
 
 def ask(*command):
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
@@ -35,10 +39,8 @@ def finished(slurm, undisturbed, tmp_path_factory):
     cancelled = None
     try:
         while process.poll() is None:
-            for line in ask(
-                "squeue", "-h", "-t", "all", "-o", "%i|%P|%b|%l|%C|%m|%T|%k"
-            ).splitlines():
-                number, *rest = line.split("|")
+            for line in ask("squeue", "-h", "-t", "all", "-O", FIELDS).splitlines():
+                number, *rest = line.split()
                 requested[number] = rest
                 if cancelled is None and rest[-2] == "RUNNING" and "calibrate" in rest[-1]:
                     cancelled = number
