@@ -14,7 +14,7 @@ all: $(VENV)/.ready
 	@echo
 	@echo "tables:  results/mini/tables/   (table2.md first)"
 	@echo "figures: results/mini/figures/"
-	@echo "runs:    results/mini/runs/     (scores.csv, fit.csv, run.json, images/ of each run)"
+	@echo "runs:    results/mini/runs/     (fit.csv, run.json of each run); images/, scores/ beside it"
 
 test: lint
 	python -m pytest

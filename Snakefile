@@ -14,26 +14,42 @@ include: "workflow/rules/proof.smk"
 include: "workflow/rules/products.smk"
 
 
+# Seconds each: on a cluster they stay where Snakemake runs (where a download is possible, too).
 localrules:
     all,
     fetch,
+    data,
+    metric_weights,
+    tables,
+    table3,
+    figures,
 
 
 rule all:
     default_target: True
+    # Not only the last products: a file that vanished on the way is made again, too.
     input:
         TABLES,
         TABLE3,
         FIGURES,
+        rules.data.output,
+        rules.metric_weights.output,
+        rules.reference.output,
+        expand(rules.calibrate.output, run=RUNS),
+        expand(rules.infer.output, run=RUNS),
+        [str(lib.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
 
 
 onstart:
     # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
     if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
         raise WorkflowError(lib.missing_report(CONFIG_FILE, MISSING))
+    recovery.note_holder()
+    recovery.remove_leftovers(CFG.results)
 
 
 onsuccess:
+    recovery.remove_leftovers(CFG.results)
     print(
         f"tables:  {RESULTS}/tables/\nfigures: {RESULTS}/figures/\nruns:    {RESULTS}/runs/"
     )

@@ -191,6 +191,23 @@ def _readme(args: argparse.Namespace) -> None:
     update(args.readme, args.results)
 
 
+def _check_results(args: argparse.Namespace) -> int:
+    from passionsr.expected import measured, violations
+
+    lines = violations(args.results, args.expected)
+    for line in lines:
+        print(line)
+    count = len(measured(args.results)[1])
+    print(f"{args.results}: {count} numbers, {len(lines)} violations of {args.expected}")
+    return 1 if lines else 0
+
+
+def _expect(args: argparse.Namespace) -> None:
+    from passionsr.expected import write_bands
+
+    print(f"{args.expected}: {write_bands(args.results, args.expected)} bands")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(prog="passionsr", description="PTQ of one-step diffusion SR")
@@ -325,6 +342,18 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="SOURCE",
         help="instead: write the finished run's times to --times; SOURCE names machine and date",
     )
+
+    for name, action, text in (
+        (
+            "check-results",
+            _check_results,
+            "compare a finished run's tables with the expected bands",
+        ),
+        ("expect", _expect, "make the expected bands from a finished run"),
+    ):
+        sub = add(name, action, text)
+        sub.add_argument("results", type=Path, help="results folder, or README.md")
+        sub.add_argument("--expected", type=Path, default=Path("config/expected.tsv"))
 
     sub = add("readme", _readme, "copy the generated tables and picture into README.md")
     sub.add_argument("--readme", type=Path, default=Path("README.md"))

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from passionsr.bench import peak_mib
+from passionsr.resume import once
 
 Batch = TypeVar("Batch")
 
@@ -80,6 +81,27 @@ def mean_loss(loss_fn: Callable[[Batch], Tensor], batches: Sequence[Batch]) -> f
 
 
 def fit(
+    groups: Sequence[ParamGroup],
+    loss_fn: Callable[[Batch], Tensor],
+    batches: Sequence[Batch],
+    config: FitConfig,
+    log: FitLog,
+    stage: str,
+    regulariser: Callable[[int], Tensor | float] | None = None,
+) -> None:
+    """`train`, at most once per run: inside `resume.resumable` a stage that an earlier attempt finished is not repeated."""
+
+    def work() -> dict[str, list[dict[str, Any]]]:
+        own = FitLog()
+        train(groups, loss_fn, batches, config, own, stage, regulariser)
+        return {"rows": own.rows, "stages": own.stages}
+
+    made = once(stage, [p for group in groups for p in group.params], work)
+    log.rows += made["rows"]
+    log.stages += made["stages"]
+
+
+def train(
     groups: Sequence[ParamGroup],
     loss_fn: Callable[[Batch], Tensor],
     batches: Sequence[Batch],

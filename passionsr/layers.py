@@ -170,7 +170,9 @@ class QuantizedLayer(nn.Module):
         if self.transform is not None:
             sources += self.transform.parameters()
         fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
-        if not (fixed and self.keep_weight):
+        # A stale zero point moves with every forward pass: a cached weight would make it depend on their number.
+        stale = self.config.form is Form.INT_ZP_STALE and not self.weight_quantizer.settled
+        if stale or not (fixed and self.keep_weight):
             self._cached_weight = self._cache_key = None
             return self.weight_quantizer(self._transformed_weight())
         key = [(id(s), s._version) for s in sources]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import functools
 import importlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
@@ -30,6 +31,7 @@ from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
 from passionsr.quant.quantizers import Finder, Phase, Quantizer, observing, quantizers
 from passionsr.quant.spec import Scheme
+from passionsr.resume import once, watch
 from passionsr.surgery import (
     PASSIONSR_8BIT,
     SwapRow,
@@ -207,6 +209,18 @@ def _all(contexts: Sequence[contextlib.AbstractContextManager]) -> Iterator[None
         yield
 
 
+def _once_per_call(function: Callable[..., None]) -> Callable[..., None]:
+    """A function of a sub-model that sets its bounds becomes a stage that a restart does not repeat."""
+
+    @functools.wraps(function)
+    def stage(sub: SubModel, *args: Any, **kwargs: Any) -> None:
+        bounds = [bound for q in sub_quantizers(sub) for bound in (q.lower, q.upper)]
+        once(f"{sub.name}.ranges", bounds, lambda: function(sub, *args, **kwargs))
+
+    return stage
+
+
+@_once_per_call
 @torch.no_grad()
 def init_ranges(
     sub: SubModel,
@@ -276,6 +290,7 @@ def quantize_model(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         prepared, report = method.prepare(model, scheme, scope)
+        watch(prepared)
         log = method.calibrate(prepared, batches, scope)
     freeze(prepared)
     return prepared, log, report

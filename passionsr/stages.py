@@ -338,6 +338,7 @@ def calibrate(config: Config, run: Run) -> None:
     from passionsr.images import to_tensor
     from passionsr.method import load_method, quantize_model
     from passionsr.quant.spec import Scheme
+    from passionsr.resume import calibration_key, forget, resumable
 
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
@@ -353,9 +354,12 @@ def calibrate(config: Config, run: Run) -> None:
     phases.end("float outputs")
     teacher.lean = config.lean  # its outputs are in the batches; from here on it may be taken apart
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
-    model, fit_log, report = quantize_model(
-        method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
-    )
+    kept = config.results / "resume" / run.run_id
+    tensors = [t for batch in batches for t in vars(batch).values()]
+    with resumable(kept, calibration_key(config.run_digest(run), teacher, tensors)):
+        model, fit_log, report = quantize_model(
+            method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
+        )
     phases.end("quantize")
     del teacher
     check_counts(config, run, report)
@@ -408,6 +412,7 @@ def calibrate(config: Config, run: Run) -> None:
             "peak_mib_before_calibration": round(imported),
         },
     )
+    forget(kept)
 
 
 def sensitivity(config: Config) -> None:

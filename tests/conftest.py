@@ -56,3 +56,16 @@ def finished(tmp_path_factory):
     assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
     assert "results/test/tables/" in result.stdout + result.stderr
     return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(tmp_path_factory):
+    """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
+    from workflow_copy import copy_repository, run, small_results
+
+    from passionsr.reproducibility import products
+
+    folder = copy_repository(tmp_path_factory.mktemp("undisturbed"))
+    status, output = run(folder, cores=2)
+    assert status == 0, output[-4000:]
+    return folder, products(small_results(folder))

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 from copies import small, snakemake, tree
@@ -240,10 +241,10 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     result = snakemake(finished, *arguments)
     assert result.returncode == 0, result.stderr[-3000:]
     folder = finished / "results" / "local"
-    rows = list(csv.DictReader((folder / "runs" / "minmax-W8A8-UV-s0" / "scores.csv").open()))
+    rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s0.csv").open()))
     assert {(r["dataset"], r["image"]) for r in rows} == {("A", "0801x4"), ("B", "0801x4")}
     assert all(float(r["value"]) > 0 for r in rows)
-    given = list(csv.DictReader((folder / "runs" / "theirs" / "scores.csv").open()))
+    given = list(csv.DictReader((folder / "scores" / "theirs.csv").open()))
     assert {r["image"] for r in given} == {"0801x4", "0802x4"}
     parity = list(csv.DictReader((folder / "tables" / "parity.csv").open()))
     assert [(r["metric"], r["images"]) for r in parity] == [("psnr", "2")]

@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(workflow.current_basedir).parent.parent
 sys.path.insert(0, str(ROOT))
 
+from passionsr import recovery
 from passionsr import stages as lib
 from passionsr.config import BICUBIC, FP32, load_config
 from passionsr.datasets import DATA as FETCHED_IN
@@ -19,6 +20,8 @@ try:
     CFG = load_config(CONFIG_FILE)
     TEST, CALIBRATION = lib.data_files(CFG)
     MISSING = lib.missing_inputs(CFG)
+    if workflow.is_main_process:
+        recovery.look(CFG.results, sys.argv)
 except UserError as err:
     sys.exit(f"error: {err}")
 
@@ -38,7 +41,11 @@ MODEL_FILES = (
 )
 # glibc maps and unmaps every large tensor by default; page faults were a quarter of a calibration step.
 MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
-STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} {sys.executable} {ROOT}/workflow/scripts/stage.py"
+# This interpreter and this checkout by relative names: a job's command is what decides whether it runs again, and
+# a copied or moved repository is not another one.
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+SCRIPT = os.path.relpath(ROOT / "workflow" / "scripts" / "stage.py")
+STAGE = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} python {SCRIPT}"
 
 
 def code(*patterns, functions=()):
@@ -69,7 +76,7 @@ MODEL_CODE = code(
 )  # fmt: skip
 METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
-    "passionsr/reconstruction.py",
+    "passionsr/reconstruction.py", "passionsr/resume.py",
     "passionsr/passion.py", "baselines/*.py",
     functions=[lib.calibrate, lib.sensitivity, lib.write_csv],
 )  # fmt: skip

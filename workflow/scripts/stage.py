@@ -1,7 +1,10 @@
 """One stage of the workflow in one process: `stage.py STAGE --config FILE [--run ID ...]`."""
 
 import argparse
+import errno
 import logging
+import signal
+import sys
 from pathlib import Path
 
 from passionsr import stages
@@ -13,6 +16,7 @@ STAGES = (
     "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
     "table3", "proof",
 )  # fmt: skip
+NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def imports(stage: str) -> None:
@@ -73,6 +77,8 @@ def main() -> None:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--run", nargs="*", default=[])
     args = parser.parse_args()
+    # Without this a SIGTERM ends the process where it stands, and temporary files stay.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         config = load_config(args.config)
@@ -83,6 +89,12 @@ def main() -> None:
         timer.finish()
     except UserError as err:
         raise SystemExit(f"error: {err}") from None
+    except OSError as err:
+        if err.errno not in NOT_OURS:
+            raise
+        raise SystemExit(
+            f"error: {err}: give the results folder room and write permission, then run again"
+        ) from None
 
 
 if __name__ == "__main__":

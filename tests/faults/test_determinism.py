@@ -1,0 +1,62 @@
+"""The same bytes whatever the number of cores and the order of jobs."""
+
+import json
+import re
+
+import pytest
+from workflow_copy import check_same, copy_repository, run, small_results
+
+from passionsr import reproducibility
+from passionsr.expected import violations
+
+ROOT_RULES = ("workflow", "rules", "quantize.smk")
+
+
+def order(folder):
+    """Jobs in the order in which they began."""
+    timing = small_results(folder) / "timing"
+    rows = {p.stem: json.loads(p.read_text())["began"] for p in timing.glob("*.json")}
+    return sorted(rows, key=rows.get)
+
+
+def test_cores_and_order(undisturbed, tmp_path):
+    """One core and reversed priorities (a run is inferred before the next is calibrated) against two cores."""
+    finished, expected = undisturbed
+    folder = copy_repository(tmp_path / "repo")
+    rules = folder.joinpath(*ROOT_RULES)
+    text = rules.read_text()
+    assert text.count("    priority: 10\n") == 1
+    text = text.replace("    priority: 10\n", "    priority: -10\n")
+    rules.write_text(re.sub(r"(log:\n\s+f\"{RESULTS}/logs/infer)", r"priority: 20\n    \1", text))
+    status, output = run(folder, cores=1)
+    assert status == 0, output[-3000:]
+    assert order(folder) != order(finished)
+    check_same(folder, expected)
+
+
+def test_numbers_lie_in_their_bands(undisturbed):
+    """What another machine may change is bounded: the small benchmark's rows of config/expected.tsv."""
+    finished, _ = undisturbed
+    assert violations(small_results(finished), finished / "config" / "expected.tsv") == []
+
+
+@pytest.mark.parametrize("name", ["run.json", "fit.csv", "images/astronaut_face.png"])
+def test_the_comparison_sees_a_changed_byte(undisturbed, name):
+    """Only what is listed as measured is left out of the comparison."""
+    finished, expected = undisturbed
+    results = small_results(finished)
+    path = results / "runs" / "passionsr-W4A4-UV-s0" / name
+    before = path.read_bytes()
+    try:
+        if name == "run.json":
+            about = json.loads(before)
+            path.write_text(json.dumps({**about, "seconds": -1, "peak_mib": 0}))
+            assert reproducibility.differences(expected, reproducibility.products(results)) == []
+            path.write_text(json.dumps({**about, "run_digest": "0"}))
+        else:
+            path.write_bytes(before[:-1] + bytes([before[-1] ^ 1]))
+        changed = reproducibility.differences(expected, reproducibility.products(results))
+        assert changed == [f"runs/passionsr-W4A4-UV-s0/{name}"]
+    finally:
+        path.write_bytes(before)
+    check_same(finished, expected)

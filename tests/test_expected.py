@@ -1,0 +1,98 @@
+"""config/expected.tsv: the README's numbers lie in it, and each way of leaving it gives one line."""
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from passionsr.cli import main
+from passionsr.expected import margin, measured, read_bands, violations, write_bands
+
+EXPECTED = Path("config/expected.tsv")
+README = Path("README.md")
+
+
+def test_the_readme_lies_inside(capsys):
+    assert main(["check-results", str(README)]) == 0
+    assert "0 violations" in capsys.readouterr().out
+    # Every row of the benchmark's tables is there.
+    rows = {key[:3] for key in read_bands(EXPECTED)["mini"]}
+    assert {("table2", "W6A6", "PassionSR"), ("ablation", "W4A4", "PassionSR w/o DQC")} <= rows
+    assert ("unet_only", "W8A8", "MinMax") in rows
+
+
+def test_bands_are_two_sided_and_as_wide_as_documented():
+    _, numbers = measured(README)
+    bands = read_bands(EXPECTED)["mini"]
+    for key, (low, high) in bands.items():
+        # 1e-4: four digits in the file
+        assert high - low == pytest.approx(2 * margin(key[1], key[3]), abs=1.1e-4), key
+        assert low < numbers[key] < high
+
+
+@pytest.fixture
+def readme(tmp_path):
+    return Path(shutil.copy(README, tmp_path / "README.md"))
+
+
+def test_a_number_outside_is_one_line(readme, capsys):
+    """Both sides, the first PassionSR row at W6A6."""
+    text = readme.read_text()
+    line = next(x for x in text.splitlines() if "PassionSR " in x and "<sub>" in x)
+    number = measured(readme)[1][("table2", "W8A8", "PassionSR", "psnr")]
+    assert f"{number:.2f}" in line
+    for changed in (number - 1.1, number + 1.1):
+        readme.write_text(text.replace(line, line.replace(f"{number:.2f}", f"{changed:.2f}", 1)))
+        found = violations(readme, EXPECTED)
+        assert len(found) == 1
+        assert found[0].startswith(f"mini table2 W8A8 PassionSR psnr: {changed:.4f} is outside")
+        assert main(["check-results", str(readme)]) == 1
+        assert "1 violations" in capsys.readouterr().out
+
+
+def test_a_missing_and_a_new_row(readme):
+    text = readme.read_text()
+    line = next(x for x in text.splitlines() if "| LSQ " in x and "<sub>" in x)
+    readme.write_text(text.replace(line + "\n", "", 1))
+    assert [x for x in violations(readme, EXPECTED) if "table2 W6A6 LSQ" in x and "missing" in x]
+    readme.write_text(text.replace("| LSQ  ", "| New  ", 1))
+    assert any(
+        x == f"mini table2 W6A6 New: a row without bands in {EXPECTED}"
+        for x in violations(readme, EXPECTED)
+    )
+
+
+def test_results_folder_gives_the_numbers_of_its_tables(tmp_path):
+    folder = tmp_path / "some"
+    (folder / "tables").mkdir(parents=True)
+    head = "source,dataset,bits,method,psnr,musiq,best\n"
+    for name in ("table2", "ablation", "unet_only"):
+        (folder / "tables" / f"{name}.csv").write_text(
+            head + "measured here,x,W6A6,A,20.5,,psnr\npublished,y,W6A6,A,99,1,\n"
+        )
+    assert measured(folder) == ("some", {(t, "W6A6", "A", "psnr"): 20.5 for t in
+                                         ("table2", "ablation", "unet_only")})  # fmt: skip
+    path = tmp_path / "bands.tsv"
+    assert write_bands(folder, path) == 3
+    assert violations(folder, path) == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["README.md", "--expected", "none.tsv"], "none.tsv: file not found"),
+        (["none.md"], "none.md: file not found"),
+        (["config"], "config/tables/table2.csv: not found"),
+    ],
+)
+def test_errors(arguments, message, capsys):
+    assert main(["check-results", *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("line", ["mini\tt\tW6A6\tA\tpsnr\t2\t1", "mini\tt\tW6A6\tA\tpsnr\tx\t1"])
+def test_malformed_bands(line, tmp_path, capsys):
+    path = tmp_path / "e.tsv"
+    path.write_text(EXPECTED.read_text().splitlines()[0] + "\n" + line + "\n")
+    assert main(["check-results", "README.md", "--expected", str(path)]) == 2
+    assert "line 2: low" in capsys.readouterr().err
