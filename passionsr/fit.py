@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from passionsr.bench import peak_mib
 
+progress = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 
@@ -138,3 +140,4 @@ def fit(
             "peak_mib": round(peak_mib()),
         }
     )
+    progress.info("%(stage)s: %(steps)d steps, %(seconds).1f s, %(peak_mib)d MiB", log.stages[-1])

@@ -80,7 +80,7 @@ def test_products(finished):
         ):
             assert (folder / name).stat().st_size > 0
         assert len(list((folder / "images").glob("*.png"))) == 2
-    for name in ("table2", "ablation", "unet_only"):
+    for name in ("table2", "ablation", "unet_only", "table3"):
         for suffix in ("csv", "md", "tex"):
             assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 0
     assert {p.name for p in (results / "figures").iterdir()} == {
