@@ -177,6 +177,8 @@ def run_rows(config: Config) -> list[dict[str, Any]]:
     rows = []
     for run in config.runs:
         folder = run_folder(config, run.run_id)
+        if not (folder / "run.json").is_file():
+            continue
         rows.append(
             {
                 "run": run.run_id,
@@ -190,11 +192,12 @@ def run_rows(config: Config) -> list[dict[str, Any]]:
 def write_table3(config: Config) -> None:
     """tables/table3.{csv,md,tex}, and table3_runs.csv for the measured sizes."""
     model = meta_model(config.model)
-    cases = list(dict.fromkeys((r.scheme, r.scope) for r in config.runs))
+    printed = [case for case in PUBLISHED if case[0] != FLOAT]
+    cases = list(dict.fromkeys([*printed, *((r.scheme, r.scope) for r in config.runs)]))
     order = list(SCOPES)
     cases.sort(key=lambda c: (-Scheme.parse(c[0]).weight_bits, -order.index(c[1])))
     frame = pd.DataFrame(architecture_rows(model, cases))
-    runs = pd.DataFrame(run_rows(config))
+    runs = pd.DataFrame(run_rows(config), columns=["run", "packed_bytes", "file_bytes"])
     costs = part_costs(model)
     stem = config.results / "tables" / "table3"
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 from passionsr.bench import peak_mib
 from passionsr.resume import once
 
+progress = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 
 
@@ -171,3 +173,4 @@ def train(
             "peak_mib": round(peak_mib()),
         }
     )
+    progress.info("%(stage)s: %(steps)d steps, %(seconds).1f s, %(peak_mib)d MiB", log.stages[-1])

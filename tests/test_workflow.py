@@ -35,7 +35,7 @@ def test_products(finished):
             assert (folder / name).stat().st_size > 0
         assert (results / "scores" / f"{run.run_id}.csv").stat().st_size > 0
         assert len(list((results / "images" / run.run_id).glob("*.png"))) == 2
-    for name in ("table2", "ablation", "table4", "unet_only"):
+    for name in ("table2", "ablation", "table4", "unet_only", "table3"):
         for suffix in ("csv", "md", "tex"):
             assert (results / "tables" / f"{name}.{suffix}").stat().st_size > 0
     assert {p.name for p in (results / "figures").iterdir()} == {
