@@ -10,6 +10,7 @@ import shutil
 import socket
 import struct
 import sys
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -115,6 +116,20 @@ def remove_leftovers(results: Path) -> None:
         if not (owner.isdigit() and _alive(int(owner))):
             with contextlib.suppress(OSError):
                 path.unlink()
+
+
+def explain_failure(results: Path) -> None:
+    """After a failed run: say so if the results cannot be written; a full disk keeps that out of the jobs' own logs."""
+    try:
+        with tempfile.TemporaryFile(dir=results) as stream:
+            stream.write(bytes(1 << 20))
+            stream.flush()
+    except OSError as err:
+        print(
+            f"error: {results} cannot be written ({err.strerror}): give it room and write permission, "
+            "then give your command again",
+            file=sys.stderr,
+        )
 
 
 def look(results: Path, argv: Sequence[str]) -> None:

@@ -64,6 +64,21 @@ def test_leftovers_of_dead_processes_go(results):
     assert not old.exists()
 
 
+def test_a_failure_is_explained_where_the_results_cannot_be_written(tmp_path, capsys, monkeypatch):
+    recovery.explain_failure(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recovery.tempfile, "TemporaryFile", full)
+    recovery.explain_failure(tmp_path)
+    assert (
+        f"error: {tmp_path} cannot be written (No space left on device)" in capsys.readouterr().err
+    )
+
+
 @pytest.fixture
 def locked(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
