@@ -48,6 +48,10 @@ onstart:
     recovery.remove_leftovers(CFG.results)
 
 
+onerror:
+    recovery.explain_failure(CFG.results)
+
+
 onsuccess:
     recovery.remove_leftovers(CFG.results)
     print(

@@ -3,6 +3,7 @@
 import json
 import os
 import subprocess
+import time
 
 import numpy as np
 import pytest
@@ -62,6 +63,32 @@ def test_leftovers_of_dead_processes_go(results):
         assert alive.exists()
     assert not dead.exists()
     assert not old.exists()
+
+
+def test_files_from_the_future_become_files_of_now(results):
+    ahead, before = results / "metrics.json", results / "runs" / "a" / "run.json"
+    old = before.stat().st_mtime_ns
+    os.utime(ahead, (time.time() + 1e6, time.time() + 1e6))
+    content = ahead.read_bytes()
+    recovery.settle_clock(results)
+    assert ahead.stat().st_mtime <= time.time()
+    assert ahead.read_bytes() == content
+    assert before.stat().st_mtime_ns == old
+
+
+def test_a_failure_is_explained_where_the_results_cannot_be_written(tmp_path, capsys, monkeypatch):
+    recovery.explain_failure(tmp_path)
+    assert capsys.readouterr().err == ""
+    assert not list(tmp_path.iterdir())
+
+    def full(**_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(recovery.tempfile, "TemporaryFile", full)
+    recovery.explain_failure(tmp_path)
+    assert (
+        f"error: {tmp_path} cannot be written (No space left on device)" in capsys.readouterr().err
+    )
 
 
 @pytest.fixture

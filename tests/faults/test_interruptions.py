@@ -91,7 +91,7 @@ class Place:
         status, output = run(self.folder)
         asked = re.search(r"(?:remove the lock: |your command again: )(.*)", output)
         if status and asked:
-            self.note(f"printed: {asked.group(1)[:60]}")
+            self.note(f"printed: {asked.group(1)[:200]}")
             subprocess.run(
                 asked.group(1), shell=True, check=True, cwd=self.folder,
                 env=environment(self.folder), capture_output=True,
