@@ -16,7 +16,7 @@ from pathlib import Path
 from passionsr.files import UserError, write_text
 from passionsr.metric_table import METRICS
 
-TABLES = ("table2", "ablation", "unet_only")
+TABLES = ("table2", "table4", "unet_only")
 COLUMNS = ("results", "table", "bits", "method", "metric", "low", "high")
 # Half a band's width, chosen: for the float model and bicubic what rounding moves; for quantized rows what a training
 # that takes another turn may do, twice that at 4 bits, where every model is broken. For scale: other kernels on one CPU

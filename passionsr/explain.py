@@ -12,7 +12,7 @@ from passionsr.files import UserError, read_json, sha256_file
 from passionsr.stages import check_run, image_folder, run_folder, scores_file
 
 # Which runs a table shows.
-SCOPES = {"table2": "UV", "ablation": "UV", "unet_only": "U"}
+SCOPES = {"table2": "UV", "ablation": "UV", "table4": "UV", "released": "UV", "unet_only": "U"}
 REFERENCES = {FP32: "FP32", BICUBIC: "Bicubic"}
 
 
@@ -59,7 +59,7 @@ def _provenance(config: Config, run_id: str) -> list[str]:
 
 
 def explain(config: Config, table: Path, row: str, column: str) -> str:
-    """Everything behind one cell of table2.csv, ablation.csv or unet_only.csv, as text.
+    """Everything behind one cell of table2.csv, ablation.csv, table4.csv, released.csv or unet_only.csv, as text.
 
     row: `method-W6A6`, `fp32` or `bicubic`; column: a metric. Raises UserError for an unknown table, row or column
     (listing what exists), a run of another configuration, and a mean of the scores that differs from the cell.

@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from passionsr.reproducibility import MEASURED_FILES
+
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
 # One folder per stage; what else is in results/test (logs, times) differs from run to run.
 PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
@@ -54,4 +56,4 @@ def tree(folder, kinds=PRODUCTS):
 
 def measures(path):
     """Whether a product holds seconds and memory, which differ from run to run."""
-    return path.endswith(("/run.json", "/tables/cost.md"))
+    return path.endswith(("/run.json", *MEASURED_FILES))

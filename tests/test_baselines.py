@@ -230,7 +230,7 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     assert torch.equal(rounders[0].v >= 0, rounders[0].share() >= 0.5)
     penalty = RoundingPenalty(steps=2000)
     fit(
-        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=1e-2, steps=2000), FitLog(), "t",
+        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=1e-2, steps=2000, undo_worse=False), FitLog(), "t",
         lambda step: penalty([r.share() for r in rounders], step),
     )  # fmt: skip
     share = rounders[0].share()

@@ -17,7 +17,7 @@ def test_the_readme_lies_inside(capsys):
     assert "0 violations" in capsys.readouterr().out
     # Every row of the benchmark's tables is there.
     rows = {key[:3] for key in read_bands(EXPECTED)["mini"]}
-    assert {("table2", "W6A6", "PassionSR"), ("ablation", "W4A4", "PassionSR w/o DQC")} <= rows
+    assert {("table2", "W6A6", "PassionSR"), ("table4", "W4A4", "PassionSR w/o DQC")} <= rows
     assert ("unet_only", "W8A8", "MinMax") in rows
 
 
@@ -66,12 +66,12 @@ def test_results_folder_gives_the_numbers_of_its_tables(tmp_path):
     folder = tmp_path / "some"
     (folder / "tables").mkdir(parents=True)
     head = "source,dataset,bits,method,psnr,musiq,best\n"
-    for name in ("table2", "ablation", "unet_only"):
+    for name in ("table2", "table4", "unet_only"):
         (folder / "tables" / f"{name}.csv").write_text(
             head + "measured here,x,W6A6,A,20.5,,psnr\npublished,y,W6A6,A,99,1,\n"
         )
     assert measured(folder) == ("some", {(t, "W6A6", "A", "psnr"): 20.5 for t in
-                                         ("table2", "ablation", "unet_only")})  # fmt: skip
+                                         ("table2", "table4", "unet_only")})  # fmt: skip
     path = tmp_path / "bands.tsv"
     assert write_bands(folder, path) == 3
     assert violations(folder, path) == []

@@ -103,7 +103,7 @@ def test_times_scale_with_the_work(tmp_path):
     config = dataclasses.replace(load_config("config/test.yaml"), name="nothing-ran")
     text = plan(config, 1, times)
     # PassionSR: 4 images x 1 epoch = half the measured work, 2 runs; infer: 2 images, 4 runs.
-    assert "17 jobs for 4 runs, 2 test and 4 calibration images" in text
+    assert "18 jobs for 4 runs, 2 test and 4 calibration images" in text
     gpu = (2 * (10 + 1800) + 4 * (1 + 3600)) / 3600
     assert f"GPU-hours: {gpu:.2f}; disk: {(2 * 500 + 4 * 2 * 250) / 1000:.2f} GB" in text
     assert "6 times from: measured there" in text
@@ -117,7 +117,7 @@ def test_a_finished_run_is_taken_as_it_was_and_recorded(finished, monkeypatch, t
     times = tmp_path / "times.tsv"
     times.write_text(f"{HEAD}\nother\tscore\t*\t1\t1\t1\t0\t0\tkept\n")
     text = plan(config, 2, times)
-    assert "17 times from: results/test/timing" in text
+    assert "18 times from: results/test/timing" in text
     assert "no measured time" not in text
     assert record(config, times, "this test") == 10  # stages, calibrate once per class
     assert times.read_text().endswith("kept\n")

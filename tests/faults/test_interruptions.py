@@ -22,8 +22,8 @@ RUN = "passionsr-W4A4-UV-s0"
 # What a stage makes and all that is made from it: something stands unfinished, not only missing.
 LATER = {
     "calibrate": f"runs/{RUN}",
-    "infer": f"runs/{RUN}/images",
-    "score": f"runs/{RUN}/scores.csv",
+    "infer": f"images/{RUN}",
+    "score": f"scores/{RUN}.csv",
     "tables": "tables",
 }
 
@@ -243,7 +243,7 @@ def read_only(place):
 
 def vanished_input(place):
     """A file disappears after the plan was made and before the job that needs it reads it."""
-    name = place.rng.choice([f"runs/{RUN}/images", "data/test/HR"])
+    name = place.rng.choice([f"images/{RUN}", "data/test/HR"])
     remove(place.results, "score")
     process = start(place.folder)
     wait_for(lambda: processes(place.folder, "score"), process, "score started")
