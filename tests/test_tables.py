@@ -148,7 +148,7 @@ def test_ablation_rows():
 
 def test_cost_columns(config, tmp_path):
     """Means over a row's runs of its own scope; the published block keeps its own units."""
-    table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    table = tables.build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     runs = [
         ("W8A8", "MinMax", "UV", 10, 100),
         ("W8A8", "MinMax", "UV", 20, 300),
