@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 from workflow_copy import SMALL, check_same, environment, run, small_results, start
 
+pytestmark = pytest.mark.slow
 RUN = "passionsr-W4A4-UV-s0"
 # What a stage makes and all that is made from it: something stands unfinished, not only missing.
 LATER = {

@@ -92,6 +92,7 @@ def versioned(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_repro_makes_what_snakemake_makes(versioned, finished):
     plain, repro = tree(finished), tree(versioned)
     assert repro.keys() == plain.keys()
@@ -111,11 +112,13 @@ def test_repro_makes_what_snakemake_makes(versioned, finished):
             assert [made[k] for k in same] == [expected[k] for k in same]
 
 
+@pytest.mark.slow
 def test_repro_leaves_nothing_to_do(versioned):
     nothing_to_do(versioned)
     assert git(versioned, "status", "--porcelain") == ""
 
 
+@pytest.mark.slow
 def test_push_clone_pull(versioned):
     """A fresh clone gets every byte, also of the files with times in them, and neither tool wants to run anything."""
     assert "pushed" in dvc(versioned, "push")
@@ -132,6 +135,7 @@ def test_push_clone_pull(versioned):
     assert jobs(dvc(clone, "repro")) == {"sensitivity": 1, "tables": 1, "figures": 1}
 
 
+@pytest.mark.slow
 def test_a_changed_bit_width_runs_only_what_it_needs_and_back(versioned):
     lock, before = (versioned / "dvc.lock").read_bytes(), tree(versioned)
     edit(versioned, CONFIG, "schemes: [W8A8, W4A4]", "schemes: [W8A8, W4A4, W6A6]")
@@ -156,6 +160,7 @@ def test_a_changed_bit_width_runs_only_what_it_needs_and_back(versioned):
     assert (versioned / "dvc.lock").read_bytes() == lock
 
 
+@pytest.mark.slow
 def test_trap_changed_code(versioned):
     edit(
         versioned, "passionsr/tables.py", "Mean over images and seeds", "Mean over seeds and images"
@@ -166,6 +171,7 @@ def test_trap_changed_code(versioned):
     nothing_to_do(versioned)
 
 
+@pytest.mark.slow
 def test_experiment_metrics_plots_dag(versioned):
     dvc(versioned, "exp", "run", "--set-param", f"{CONFIG}:metrics={FEWER}", "--name", "fewer")
     assert "fewer" in dvc(versioned, "exp", "show", "--csv")
@@ -191,6 +197,7 @@ def test_experiment_metrics_plots_dag(versioned):
     nothing_to_do(versioned)
 
 
+@pytest.mark.slow
 def test_traps_stale_records_and_no_records(versioned):
     """Old files under new parameters: Snakemake's records describe others (S1), or there are none (S2)."""
     base, table = "metrics: [psnr, ssim, lpips", "results/test/tables/table2.csv"
@@ -217,6 +224,7 @@ def test_traps_stale_records_and_no_records(versioned):
     nothing_to_do(versioned)
 
 
+@pytest.mark.slow
 def test_repro_resumes(versioned):
     """A lost file costs its own job, not its stage."""
     before = tree(versioned)
@@ -225,6 +233,7 @@ def test_repro_resumes(versioned):
     assert tree(versioned) == before
 
 
+@pytest.mark.slow
 def test_a_failing_stage_fails_repro(versioned):
     edit(versioned, CONFIG, "batch_size: 2", "batch_size: 0")
     assert "batch_size: 0 is less than the minimum" in dvc(versioned, "repro", ok=False)
