@@ -43,7 +43,9 @@ def calibrate(name, tiny, batches, out, folder=None, key="k"):
         with resume.resumable(folder, key):
             model, log, _ = run()
     save_quantized(model, out, {})
-    stages = [{k: v for k, v in row.items() if k not in ("seconds", "peak_mib")} for row in log.stages]
+    stages = [
+        {k: v for k, v in row.items() if k not in ("seconds", "peak_mib")} for row in log.stages
+    ]
     return sha256_file(out / "model.safetensors"), log.rows, stages
 
 
