@@ -74,7 +74,7 @@ def _latent(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> T
     if options.encoder_tile is None:
         return model.encode(to_tensor(image))
     mean, std = encode_tiled(model, image, options.encoder_tile, options.tile_norm)
-    return model.sample(mean, std) if getattr(model, "posterior", "mean") == "sample" else mean
+    return model.sample(mean, std) if model.posterior == "sample" else mean
 
 
 def _output(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> np.ndarray:

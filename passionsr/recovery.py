@@ -19,7 +19,8 @@ from passionsr.files import TEMPORARY, UserError, write_json
 
 HOLDER = Path(".snakemake") / "passionsr-holder.json"
 LOCKS = Path(".snakemake") / "locks"
-PARTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
+# One folder per stage; what else is in results/<name> (logs, times) differs from run to run.
+PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
 PNG_END = b"IEND\xaeB`\x82"
 
 
@@ -93,7 +94,7 @@ def is_whole(path: Path) -> bool:
 def check_whole(results: Path) -> None:
     """UserError with the command that removes them, if files of the results were cut off."""
     known = {".png", ".safetensors", ".csv", ".json", ".md", ".tex"}
-    files = [p for part in PARTS for p in sorted((results / part).rglob("*"))]
+    files = [p for part in PRODUCTS for p in sorted((results / part).rglob("*"))]
     files += sorted(results.glob("*.*"))
     cut = [
         str(p)

@@ -6,9 +6,9 @@ import json
 from pathlib import Path
 
 from passionsr.files import TEMPORARY
+from passionsr.recovery import PRODUCTS
 
-# Products: everything in these folders, and the files beside them.
-PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
+# Products: everything in the folders PRODUCTS, and the files beside them.
 # Seconds and megabytes: measured anew in every run. Nothing else may differ.
 MEASURED_FILES = ("tables/cost.md", "tables/table4.csv", "tables/table4.md", "tables/table4.tex")
 MEASURED_FIELDS = (

@@ -6,11 +6,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-from passionsr.reproducibility import MEASURED_FILES
+from passionsr.reproducibility import MEASURED_FILES, PRODUCTS
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
-# One folder per stage; what else is in results/test (logs, times) differs from run to run.
-PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
 
 
 def copy_parts(folder, parts=PARTS):
