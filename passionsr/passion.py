@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,13 @@ from passionsr.method import (
 )
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
+from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.spec import Form, Scheme
 from passionsr.surgery import SwapRow, match_attention
-from passionsr.transforms import LearnedScale, ScaleInit
+from passionsr.transforms import ChannelTransform, LearnedScale, ScaleInit
 
 Item = tuple[Tensor, CalibrationBatch]
+LrUnit = Literal["width", "level"]
 OFFICIAL: dict[str, Any] = {
     "lbq_form": "int_zp_stale",
     "quantize_bias": "official",
@@ -65,6 +67,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "unet_let_loss": ("x0", "eps"),
     "decoder_target": ("float", "hr"),
     "encoder_noise": ("mean", "independent"),
+    "lr_unit": get_args(LrUnit),
 }
 
 
@@ -74,6 +77,8 @@ class PassionSR:
 
     epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
     let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
+    lr_unit [ours]: "level" gives both in quantization levels: one step moves a bound, and what LET puts at the end of an
+    activation's range, by that many levels, at any bit width (a width has 15 levels at 4 bits and 255 at 8).
     unet_decay: factor of both in the second half of a UNet stage (8.3).
     quantize_bias: biases at weight bits, per tensor (8.1).
     What follows reproduces released behaviour that differs from the paper or is wrong (methods.md 0.1), each alone:
@@ -106,6 +111,7 @@ class PassionSR:
     epochs: int = 2
     let_lr: float = 1e-5
     lbq_lr: float = 1e-4
+    lr_unit: LrUnit = "width"
     unet_decay: float = 0.2
 
     def __post_init__(self) -> None:
@@ -252,35 +258,44 @@ class PassionSR:
     def _stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
         """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4).
 
-        A generator: LBQ's relative steps are read off the ranges as they are when its stage begins.
+        A generator: relative steps are read off the ranges as they are when their stage begins.
         """
         if self.let and self.lbq and self.dqc:
-            yield "let", let_groups(sub, self.let_lr), self.epochs, True
-            yield "lbq", lbq_groups(sub, self.lbq_lr), self.epochs, False
+            yield "let", let_groups(sub, self.let_lr, self.lr_unit), self.epochs, True
+            yield "lbq", lbq_groups(sub, self.lbq_lr, self.lr_unit), self.epochs, False
         elif self.let and self.lbq:
-            groups = let_groups(sub, self.let_lr) + lbq_groups(sub, self.lbq_lr)
+            groups = let_groups(sub, self.let_lr, self.lr_unit) + lbq_groups(
+                sub, self.lbq_lr, self.lr_unit
+            )
             yield "let+lbq", groups, 2 * self.epochs, False
         elif self.let:
-            yield "let", let_groups(sub, self.let_lr), 2 * self.epochs, True
+            yield "let", let_groups(sub, self.let_lr, self.lr_unit), 2 * self.epochs, True
         elif self.lbq:
-            yield "lbq", lbq_groups(sub, self.lbq_lr), 2 * self.epochs, False
+            yield "lbq", lbq_groups(sub, self.lbq_lr, self.lr_unit), 2 * self.epochs, False
 
 
-def let_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
-    """LET's parameters: log s and o of layers, s_qk and s_j of attentions."""
-    params = [
-        p
-        for module in sub.modules
-        for m in module.modules()
-        if isinstance(m, LearnedScale)
-        for p in m.parameters()
-    ]
-    return [ParamGroup(params, lr)] if params else []
+def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
+    """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: see PassionSR.lr_unit."""
+    groups = []
+    for part in parts_of(sub):
+        levels = 2**part.config.act_bits - 1 if unit == "level" else 1
+        for scale in (m for m in part.modules() if isinstance(m, LearnedScale)):
+            groups.append(ParamGroup([scale.log_scale], lr / levels))
+            if isinstance(scale, ChannelTransform):
+                level = 1.0
+                if unit == "level":  # x is quantized as (x - o) / s
+                    level = _width(part.act_quantizer) / levels * float(scale.scale.mean())
+                groups.append(ParamGroup([scale.offset], lr * level))
+    return groups
 
 
-def lbq_groups(sub: SubModel, lr: float) -> list[ParamGroup]:
-    """LBQ's parameters: both bounds of every quantizer, the step relative to the mean width."""
+def lbq_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
+    """LBQ's parameters: both bounds of every quantizer; lr is relative to the mean width or level."""
     return [
-        ParamGroup([q.lower, q.upper], lr * float((q.upper - q.lower).mean()))
+        ParamGroup([q.lower, q.upper], lr * _width(q) / (q.spec.levels if unit == "level" else 1))
         for q in sub_quantizers(sub)
     ]
+
+
+def _width(quantizer: Quantizer) -> float:
+    return float((quantizer.upper - quantizer.lower).mean())

@@ -48,24 +48,23 @@ def tiny_batches(tiny):
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
     """A repository copy in which `snakemake all` has run the test benchmark."""
-    from copies import copy_parts, small, snakemake
+    from copies import TEST, copy_repository, snakemake
 
-    folder = tmp_path_factory.mktemp("repo")
-    copy_parts(folder)
-    result = snakemake(folder, *small())
-    assert result.returncode == 0, result.stderr[-3000:] + result.stdout[-2000:]
-    assert "results/test/tables/" in result.stdout + result.stderr
+    folder = copy_repository(tmp_path_factory.mktemp("repo"))
+    status, output = snakemake(folder, *TEST, cores=2)
+    assert status == 0, output[-4000:]
+    assert "results/test/tables/" in output
     return folder
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
-    from workflow_copy import copy_repository, run, small_results
+    from copies import SMALL, copy_repository, results_of, snakemake
 
     from passionsr.reproducibility import products
 
     folder = copy_repository(tmp_path_factory.mktemp("undisturbed"))
-    status, output = run(folder, cores=2)
+    status, output = snakemake(folder, *SMALL, cores=2)
     assert status == 0, output[-4000:]
-    return folder, products(small_results(folder))
+    return folder, products(results_of(folder, SMALL))

@@ -1,57 +1,74 @@
-"""Copies of the repository in which tests run the workflow on config/test.yaml."""
+"""Copies of the repository in which tests run, interrupt and resume the workflow."""
 
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import NamedTuple
 
-from passionsr.reproducibility import MEASURED_FILES, PRODUCTS
+from passionsr.reproducibility import differences, products
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
+ROOT = Path(__file__).resolve().parent.parent
+TEST = ("all", "--config", "file=config/test.yaml")
+SMALL = ("all", "--config", "file=config/small.yaml")
 
 
-def copy_parts(folder, parts=PARTS):
-    """Copy files and folders of this repository, as they are now, without bytecode."""
+class Finished(NamedTuple):
+    """How a Snakemake ended, and what it printed on both streams."""
+
+    status: int
+    output: str
+
+
+def copy_repository(folder, parts=PARTS):
+    """Files and folders of this checkout, as they are now, without bytecode; by default what the workflow needs."""
+    folder.mkdir(exist_ok=True)
     for name in parts:
-        source = Path(name)
+        source, target = ROOT / name, folder / name
         if source.is_dir():
-            shutil.copytree(
-                source, folder / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
-            )
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(source, target, symlinks=True, ignore=ignored)
         else:
-            shutil.copy2(source, folder / name)
+            target.parent.mkdir(exist_ok=True)
+            shutil.copy2(source, target)
+    return folder
 
 
-def environment(folder):
-    """A copy runs its own modules, with the metric weights that are already here."""
-    cache = str(Path(".cache").resolve())
-    return {**os.environ, "PASSIONSR_CACHE": cache, "PYTHONPATH": str(folder)}
-
-
-def snakemake(folder, *arguments, cores=2):
-    """Run Snakemake in a copy."""
-    return subprocess.run(
-        [sys.executable, "-m", "snakemake", "--cores", str(cores), *arguments],
-        cwd=folder, env=environment(folder), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-
-
-def small(*arguments):
-    """Arguments of the tests' benchmark."""
-    return ["all", "--config", "file=config/test.yaml", *arguments]
-
-
-def tree(folder, kinds=PRODUCTS):
-    """Every product: path -> bytes."""
+def environment(folder, **more):
+    """Of a Snakemake in `folder`: its own sources, this checkout's cache of metric weights."""
     return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for kind in kinds
-        for p in sorted((folder / "results" / "test" / kind).rglob("*"))
-        if p.is_file()
+        **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
+        "PASSIONSR_CACHE": str(ROOT / ".cache"),
+        "PYTHONPATH": str(folder),
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        **more,
     }
 
 
-def measures(path):
-    """Whether a product holds seconds and memory, which differ from run to run."""
-    return path.endswith(("/run.json", *MEASURED_FILES))
+def start(folder, *arguments, cores=1, **more):
+    """A running `snakemake`, in a process group of its own; its output goes to folder/snakemake.out."""
+    with (folder / "snakemake.out").open("w") as out:
+        return subprocess.Popen(
+            ["snakemake", "--cores", str(cores), *arguments],
+            cwd=folder, env=environment(folder, **more), stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
+
+
+def snakemake(folder, *arguments, cores=1, **more):
+    """`snakemake`, to its end."""
+    status = start(folder, *arguments, cores=cores, **more).wait()
+    return Finished(status, (folder / "snakemake.out").read_text())
+
+
+def results_of(folder, benchmark):
+    """Where the results of TEST or SMALL are in a copy."""
+    return folder / "results" / Path(benchmark[-1]).stem
+
+
+def check_same(folder, expected, benchmark=SMALL):
+    """Everything that must be reproduced has the bytes of `expected`."""
+    different = differences(expected, products(results_of(folder, benchmark)))
+    assert not different, different

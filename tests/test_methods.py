@@ -14,8 +14,17 @@ from passionsr.export import load_quantized, save_quantized
 from passionsr.files import UserError, sha256_file
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.layers import QuantizedAttention, QuantizedLayer, quantized_modules
-from passionsr.method import load_method, quantize_model
-from passionsr.passion import PassionSR
+from passionsr.method import (
+    in_sequence,
+    init_let,
+    init_ranges,
+    load_method,
+    output_loss,
+    parts_of,
+    quantize_model,
+    sub_quantizers,
+)
+from passionsr.passion import PassionSR, lbq_groups, let_groups
 from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.spec import Scheme
 from passionsr.surgery import match_attention, match_layers, match_patterns
@@ -287,6 +296,36 @@ def test_stage_isolation(options, stages, tiny, tiny_batches, monkeypatch):
     steps = {s["stage"]: s["steps"] for s in log.stages}
     expected = 2 if method.let and method.lbq and method.dqc else 4
     assert set(steps.values()) == {expected}
+
+
+@pytest.mark.parametrize("scheme", ["W8A8", "W4A4"])
+def test_a_step_in_levels(scheme, tiny, tiny_batches):
+    """Adam's first step is its step size, whatever the gradient: with lr_unit "level" the same number of levels at any bits.
+
+    1e-3: float32 bounds of a few units, moved by 1e-3 of them at 8 bits.
+    """
+    prepared, _ = PassionSR().prepare(tiny, Scheme.parse(scheme), "UV")
+    sub, inputs, items = next(in_sequence(prepared, tiny_batches, "UV"))
+    init_let(sub, inputs, 0.3, "ratio")
+    init_ranges(sub, inputs)
+    config = FitConfig(steps=1, undo_worse=False)
+    layers = [p for p in parts_of(sub) if isinstance(p, QuantizedLayer)]
+    units = {}  # of each parameter: what one level is
+    for layer in layers:
+        q, s = layer.act_quantizer, layer.transform
+        units[s.log_scale] = 1 / q.spec.levels
+        units[s.offset] = float((q.upper - q.lower).mean() / q.spec.levels * s.scale.mean())
+    for quantizer in sub_quantizers(sub):
+        for bound in (quantizer.lower, quantizer.upper):
+            units[bound] = float((quantizer.upper - quantizer.lower).mean()) / quantizer.spec.levels
+    before = {p: p.clone() for p in units}
+    for groups in (let_groups(sub, 0.25, "level"), lbq_groups(sub, 0.25, "level")):
+        fit(groups, output_loss(sub), items, config, FitLog(), "step")
+    moved = [float((p - before[p]).abs().max()) / unit for p, unit in units.items()]
+    assert max(moved) <= 0.25 * 1.001
+    at_all = [m for m in moved if m > 0]
+    assert len(at_all) > len(moved) / 2
+    assert sorted(at_all)[len(at_all) // 2] == pytest.approx(0.25, rel=1e-2)
 
 
 def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):

@@ -2,9 +2,10 @@
 
 import dataclasses
 import re
+import subprocess
 
 import pytest
-from copies import snakemake
+from copies import TEST, environment
 
 from passionsr import plan as lib
 from passionsr.cli import main
@@ -16,7 +17,11 @@ HEAD = "\t".join(COLUMNS)
 
 def test_jobs_and_edges_are_snakemakes(pytestconfig):
     config = load_config("config/test.yaml")
-    result = snakemake(pytestconfig.rootpath, "all", "--config", "file=config/test.yaml", "--dag", "dot")  # fmt: skip
+    root = pytestconfig.rootpath
+    result = subprocess.run(
+        ["snakemake", *TEST, "--dag", "dot"],
+        cwd=root, env=environment(root), capture_output=True, text=True, check=True,
+    )  # fmt: skip
     nodes = dict(re.findall(r'\t(\d+)\[label = "([^"]+)"', result.stdout))
     edges = set(re.findall(r"\t(\d+) -> (\d+)\n", result.stdout))
     firsts = {"W32A32": "fp32"}

@@ -8,15 +8,16 @@ import sys
 from pathlib import Path
 
 import pytest
-from copies import measures, small, snakemake, tree
+from copies import TEST, check_same, results_of, snakemake
 
 from passionsr.config import load_config
+from passionsr.reproducibility import products
 
 
 def planned(result):
     """Job counts of a dry run by rule, from Snakemake's own table."""
-    assert result.returncode == 0, result.stderr
-    table = (result.stdout + result.stderr).split("Job stats:")[1].split("total")[0]
+    assert result.status == 0, result.output
+    table = result.output.split("Job stats:")[1].split("total")[0]
     pairs = [line.split() for line in table.splitlines()]
     return {p[0]: int(p[1]) for p in pairs if len(p) == 2 and p[1].isdigit()}
 
@@ -58,9 +59,9 @@ def test_one_row_per_number(finished):
 
 
 def test_second_run_has_nothing_to_do(finished):
-    result = snakemake(finished, *small())
-    assert result.returncode == 0
-    assert "Nothing to be done" in result.stdout + result.stderr
+    result = snakemake(finished, *TEST)
+    assert result.status == 0
+    assert "Nothing to be done" in result.output
 
 
 def test_a_new_bit_width_runs_only_what_it_needs(finished):
@@ -68,7 +69,7 @@ def test_a_new_bit_width_runs_only_what_it_needs(finished):
     before = path.read_text()
     path.write_text(before.replace("schemes: [W8A8, W4A4]", "schemes: [W8A8, W4A4, W6A6]"))
     try:
-        jobs = planned(snakemake(finished, *small("-n")))
+        jobs = planned(snakemake(finished, *TEST, "-n"))
     finally:
         path.write_text(before)
     assert jobs == {
@@ -87,7 +88,7 @@ def test_changed_code_runs_again(finished):
     before = path.read_text()
     path.write_text(before + "\n# changed\n")
     try:
-        jobs = planned(snakemake(finished, *small("-n")))
+        jobs = planned(snakemake(finished, *TEST, "-n"))
     finally:
         path.write_text(before)
     assert jobs == {"all": 1, "tables": 1}
@@ -95,17 +96,13 @@ def test_changed_code_runs_again(finished):
 
 def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     """Same machine, same seed: artifacts, images, scores, tables and figures are byte-identical."""
-    before = tree(finished)
+    results = results_of(finished, TEST)
+    before = products(results)
     for name in ("runs/passionsr-W4A4-UV-s0", "images/passionsr-W4A4-UV-s0", "tables", "figures"):
-        shutil.rmtree(finished / "results" / "test" / name)
-    result = snakemake(finished, *small(), cores=1)
-    assert result.returncode == 0, result.stderr[-3000:]
-    after = tree(finished)
-    assert before.keys() == after.keys()
-    # Seconds and memory differ; everything else may not.
-    different = {k for k in before if before[k] != after[k]}
-    assert all(measures(name) for name in different), different
-    assert all("passionsr-W4A4" in name for name in different if name.endswith("run.json"))
+        shutil.rmtree(results / name)
+    status, output = snakemake(finished, *TEST)
+    assert status == 0, output[-3000:]
+    check_same(finished, before, TEST)
 
 
 @pytest.mark.parametrize(
@@ -122,12 +119,12 @@ def test_bad_configuration_stops_before_any_job(finished, old, new, message):
     assert old in before
     path.write_text(before.replace(old, new))
     try:
-        result = snakemake(finished, *small("-n"))
+        result = snakemake(finished, *TEST, "-n")
     finally:
         path.write_text(before)
-    assert result.returncode != 0
-    assert message in result.stdout + result.stderr
-    assert "Traceback" not in result.stdout + result.stderr
+    assert result.status != 0
+    assert message in result.output
+    assert "Traceback" not in result.output
 
 
 def test_an_artifact_of_another_configuration_is_refused(finished):
@@ -156,20 +153,20 @@ def test_a_missing_model_is_listed_and_stops_only_a_real_run(finished):
     before = path.read_text()
     path.write_text(before.replace("model: tiny", "model: models/none"))
     try:
-        dry = snakemake(finished, *small("-n"))
-        made = tree(finished)
-        real = snakemake(finished, *small())
+        dry = snakemake(finished, *TEST, "-n")
+        made = products(results_of(finished, TEST))
+        real = snakemake(finished, *TEST)
     finally:
         path.write_text(before)
     for result in (dry, real):
-        text = result.stdout + result.stderr
+        text = result.output
         assert "1 inputs are missing; nothing runs before they are there" in text
         assert "model models/none is not there" in text
         assert "Traceback" not in text
     assert planned(dry)["calibrate"] == 4
-    assert real.returncode != 0
-    assert "steps (" not in real.stdout + real.stderr  # Snakemake's word for a finished job
-    assert tree(finished) == made
+    assert real.status != 0
+    assert "steps (" not in real.output  # Snakemake's word for a finished job
+    assert products(results_of(finished, TEST)) == made
 
 
 def test_the_paper_grid_resolves(finished):
@@ -179,7 +176,7 @@ def test_the_paper_grid_resolves(finished):
     config = load_config("config/paper.yaml")
     assert jobs["calibrate"] == jobs["infer"] == len(config.runs) == 27
     assert jobs["fetch_source"] == 3
-    text = result.stdout + result.stderr
+    text = result.output
     assert "config/paper.yaml: 5 inputs are missing" in text
     for line in (
         "model models/paper is not there",
@@ -238,7 +235,7 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     (finished / "config" / "local.yaml").write_text(yaml.safe_dump(raw))
     arguments = ["all", "--config", "file=config/local.yaml"]
     result = snakemake(finished, *arguments)
-    assert result.returncode == 0, result.stderr[-3000:]
+    assert result.status == 0, result.output[-3000:]
     folder = finished / "results" / "local"
     rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s0.csv").open()))
     assert {(r["dataset"], r["image"]) for r in rows} == {("A", "0801x4"), ("B", "0801x4")}
@@ -250,7 +247,7 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     text = (folder / "tables" / "table2.md").read_text()
     assert text.index("*A, measured here*") < text.index("| Theirs") < text.index("*B, measured")
     again = snakemake(finished, *arguments)
-    assert "Nothing to be done" in again.stdout + again.stderr
+    assert "Nothing to be done" in again.output
     image("HR/0802.png", 96, 132)  # outside the limit, but the sheet holds its hash
     jobs = planned(snakemake(finished, "-n", *arguments))
     assert {"data", "score_given", "tables"} <= set(jobs)

@@ -5,7 +5,7 @@ import subprocess
 import time
 
 import pytest
-from workflow_copy import SMALL, check_same, copy_repository, environment, start
+from copies import SMALL, check_same, copy_repository, environment, start
 
 pytestmark = pytest.mark.slow
 # Polls for finished jobs as often as the plugin allows; a busy cluster keeps the profile's 20 s.

@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from workflow_copy import check_same, copy_repository, run, small_results
+from copies import SMALL, check_same, copy_repository, results_of, snakemake
 
 from passionsr import reproducibility
 from passionsr.expected import violations
@@ -16,7 +16,7 @@ ROOT_RULES = ("workflow", "rules", "quantize.smk")
 
 def order(folder):
     """Jobs in the order in which they began."""
-    timing = small_results(folder) / "timing"
+    timing = results_of(folder, SMALL) / "timing"
     rows = {p.stem: json.loads(p.read_text())["began"] for p in timing.glob("*.json")}
     return sorted(rows, key=rows.get)
 
@@ -30,7 +30,7 @@ def test_cores_and_order(undisturbed, tmp_path):
     assert text.count("    priority: 10\n") == 1
     text = text.replace("    priority: 10\n", "    priority: -10\n")
     rules.write_text(re.sub(r"(log:\n\s+f\"{RESULTS}/logs/infer)", r"priority: 20\n    \1", text))
-    status, output = run(folder, cores=1)
+    status, output = snakemake(folder, *SMALL)
     assert status == 0, output[-3000:]
     assert order(folder) != order(finished)
     check_same(folder, expected)
@@ -39,7 +39,7 @@ def test_cores_and_order(undisturbed, tmp_path):
 def test_numbers_lie_in_their_bands(undisturbed):
     """What another machine may change is bounded: the small benchmark's rows of config/expected.tsv."""
     finished, _ = undisturbed
-    assert violations(small_results(finished), finished / "config" / "expected.tsv") == []
+    assert violations(results_of(finished, SMALL), finished / "config" / "expected.tsv") == []
 
 
 @pytest.mark.parametrize(
@@ -48,7 +48,7 @@ def test_numbers_lie_in_their_bands(undisturbed):
 def test_the_comparison_sees_a_changed_byte(undisturbed, name):
     """Only what is listed as measured is left out of the comparison."""
     finished, expected = undisturbed
-    results = small_results(finished)
+    results = results_of(finished, SMALL)
     path = results / name
     before = path.read_bytes()
     try:

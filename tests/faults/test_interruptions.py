@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from workflow_copy import SMALL, check_same, environment, run, small_results, start
+from copies import SMALL, check_same, environment, results_of, snakemake, start
 
 pytestmark = pytest.mark.slow
 RUN = "passionsr-W4A4-UV-s0"
@@ -70,7 +70,7 @@ class Place:
 
     def __init__(self, folder, rng):
         self.folder, self.rng = folder, rng
-        self.results = small_results(folder)
+        self.results = results_of(folder, SMALL)
         self.notes = []
 
     def note(self, text):
@@ -80,7 +80,7 @@ class Place:
         """Snakemake at a random moment of a random one of `stages`: (its process, the job's processes)."""
         stage = self.rng.choice(stages)
         remove(self.results, stage)
-        process = start(self.folder)
+        process = start(self.folder, *SMALL)
         found = wait_for(lambda: processes(self.folder, stage), process, f"{stage} started")
         delay = self.rng.uniform(0, longest)
         self.note(f"{delay:.1f} s into {stage}")
@@ -89,7 +89,7 @@ class Place:
 
     def again(self):
         """The same command again; obeys the one printed line that may ask for something."""
-        status, output = run(self.folder)
+        status, output = snakemake(self.folder, *SMALL)
         asked = re.search(r"(?:remove the lock: |your command again: )(.*)", output)
         if status and asked:
             self.note(f"printed: {asked.group(1)[:200]}")
@@ -97,7 +97,7 @@ class Place:
                 asked.group(1), shell=True, check=True, cwd=self.folder,
                 env=environment(self.folder), capture_output=True,
             )  # fmt: skip
-            status, output = run(self.folder)
+            status, output = snakemake(self.folder, *SMALL)
         assert status == 0, output[-3000:]
         return output
 
@@ -139,7 +139,7 @@ def calibration_killed_twice(place):
     """kill -9 of a calibration that has finished a stage, and of its repetition: the next start resumes."""
     remove(place.results, "calibrate")
     kept = place.results / "resume" / RUN
-    process = start(place.folder)
+    process = start(place.folder, *SMALL)
     log = place.results / "logs" / f"calibrate-{RUN}.log"
     for attempt in (1, 2):
         wanted = place.rng.randint(1, 3) + (len(list(kept.glob("0*"))) if attempt == 2 else 0)
@@ -219,7 +219,7 @@ def full_disk(place):
         ballast = folder / "ballast"
         state = os.statvfs(folder)
         ballast.write_bytes(bytes(max(0, state.f_bavail * state.f_frsize - room)))
-        status, output = run(place.folder)
+        status, output = snakemake(place.folder, *SMALL)
         place.note(f"{stage} with {room} bytes left: exit {status}")
         assert status != 0
         assert "No space left on device" in output
@@ -233,7 +233,7 @@ def read_only(place):
     with small_disk(place) as folder:
         remove(place.results, stage)
         subprocess.run(["mount", "-o", "remount,ro", str(folder)], check=True)
-        status, output = run(place.folder)
+        status, output = snakemake(place.folder, *SMALL)
         place.note(f"{stage}: exit {status}")
         assert status != 0
         # the second where an output of the planned jobs is still there
@@ -246,7 +246,7 @@ def vanished_input(place):
     """A file disappears after the plan was made and before the job that needs it reads it."""
     name = place.rng.choice([f"images/{RUN}", "data/test/HR"])
     remove(place.results, "score")
-    process = start(place.folder)
+    process = start(place.folder, *SMALL)
     wait_for(lambda: processes(place.folder, "score"), process, "score started")
     for path in (place.results / name).iterdir():
         path.unlink()
@@ -316,7 +316,7 @@ def outcomes(undisturbed, tmp_path_factory, seed):
             check_same(place.folder, expected)
             assert not list(place.results.rglob(".tmp-*"))
             # And everything is done: nothing was left half recorded.
-            status, output = run(place.folder, *SMALL, "-n")
+            status, output = snakemake(place.folder, *SMALL, "-n")
             assert status == 0
             assert "Nothing to be done" in output, output[-2000:]
         except BaseException as err:  # raised again by the fault's own test
