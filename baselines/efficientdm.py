@@ -194,7 +194,8 @@ class EfficientDM:
 
 def _squared_error(sub: SubModel, pair: tuple[Tensor, Tensor]) -> Tensor:
     """Summed, not averaged, as released; under Adam that is a constant factor."""
-    return (sub.run(pair[0]) - pair[1]).square().sum()
+    output = sub.run(pair[0])
+    return (output - pair[1].to(output.device)).square().sum()
 
 
 def merge(layers: Sequence[QuantizedLayer]) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from passionsr.files import UserError
+from passionsr.files import UserError, atomic_path
 from passionsr.model import OneStepSR
 
 
@@ -36,10 +37,12 @@ def make_batches(
     batch_size: int,
     seed: int,
     targets: Sequence[Tensor] | None = None,
+    folder: Path | None = None,
 ) -> list[CalibrationBatch]:
     """Shuffle (seeded), batch and run the float teacher once.
 
     Args: images: (1, 3, H, W) each, one size. targets: their ground truth, for the switches that ask for it.
+        folder: keep the batches in files there, mapped into memory: same values, read when used, on the CPU.
     Raises UserError if there are none or sizes differ.
     """
     if not images:
@@ -54,5 +57,21 @@ def make_batches(
         latent, std = teacher.encode_distribution(image)
         x0 = teacher.denoise(latent)
         hr = None if targets is None else torch.cat([targets[i] for i in chosen]).to(image.device)
-        batches.append(CalibrationBatch(image, latent, x0, teacher.decode(x0), std, hr))
+        batch = CalibrationBatch(image, latent, x0, teacher.decode(x0), std, hr)
+        batches.append(batch if folder is None else _on_disk(batch, folder, len(batches)))
     return batches
+
+
+def _on_disk(batch: CalibrationBatch, folder: Path, number: int) -> CalibrationBatch:
+    """The batch in one file per tensor: a page of memory begins each, so kernels see the alignment of ordinary tensors."""
+
+    def mapped(name: str, tensor: Tensor | None) -> Tensor | None:
+        if tensor is None:
+            return None
+        path = folder / f"{number:05d}.{name}"
+        with atomic_path(path) as tmp:
+            tensor.cpu().contiguous().numpy().tofile(tmp)
+        flat = torch.from_file(str(path), shared=False, size=tensor.numel(), dtype=tensor.dtype)
+        return flat.view(tensor.shape)
+
+    return CalibrationBatch(**{name: mapped(name, t) for name, t in vars(batch).items()})

@@ -172,7 +172,10 @@ def in_sequence(
     Inputs are images (float latents in scope U), then what the quantized predecessor makes of them: the
     caller calibrates a sub-model before it asks for the next.
     """
-    inputs = [b.latent if scope == "U" else b.image for b in batches]
+    device = (
+        model.context.device
+    )  # batches kept in files are on the CPU; `encode` moves images itself
+    inputs = [b.latent.to(device) if scope == "U" else b.image for b in batches]
     subs = sub_models(model, scope)
     for sub in subs:
         yield sub, inputs, [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
@@ -181,9 +184,14 @@ def in_sequence(
                 inputs = [sub.run(x) for x in inputs]
 
 
+def mse_to(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error; a target that was kept in a file is brought to the output's device."""
+    return nn.functional.mse_loss(output, target.to(output.device))
+
+
 def output_loss(sub: SubModel) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
     """MSE between the sub-model's output and the float teacher's, of one (input, target) pair."""
-    return lambda pair: nn.functional.mse_loss(sub.run(pair[0]), pair[1])
+    return lambda pair: mse_to(sub.run(pair[0]), pair[1])
 
 
 def parts_of(sub: SubModel) -> list[nn.Module]:

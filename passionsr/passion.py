@@ -29,6 +29,7 @@ from passionsr.method import (
     in_sequence,
     init_let,
     init_ranges,
+    mse_to,
     parts_of,
     sub_quantizers,
     swapped,
@@ -222,21 +223,20 @@ class PassionSR:
 
     def _loss(self, model: OneStepSR, sub: SubModel, stage: str) -> Callable[[Item], Tensor]:
         """MSE of a stage between the quantized sub-model and its target, of one (input, batch)."""
-        mse = nn.functional.mse_loss
 
         def noisy_latents(item: Item) -> Tensor:
             mean, std = model.encode_distribution(item[0])
-            target = item[1].latent + item[1].latent_std * torch.randn_like(mean)
-            return mse(mean + std * torch.randn_like(mean), target)
+            target = item[1].latent + item[1].latent_std * torch.randn_like(item[1].latent)
+            return mse_to(mean + std * torch.randn_like(mean), target)
 
         def eps(item: Item) -> Tensor:
             target = (model.latent_gain * item[1].latent - item[1].x0) / model.eps_gain
-            return mse(model.predict_eps(item[0]), target)
+            return mse_to(model.predict_eps(item[0]), target)
 
         def against_hr(item: Item) -> Tensor:
             if item[1].hr is None:
                 raise UserError('decoder_target "hr" needs ground truth: give calibration targets')
-            return mse(sub.run(item[0]), item[1].hr)
+            return mse_to(sub.run(item[0]), item[1].hr)
 
         if sub.name == "encoder" and self.encoder_noise == "independent":
             return noisy_latents
@@ -244,7 +244,7 @@ class PassionSR:
             return eps
         if sub.name == "decoder" and self.decoder_target == "hr":
             return against_hr
-        return lambda item: mse(sub.run(item[0]), sub.target(item[1]))
+        return lambda item: mse_to(sub.run(item[0]), sub.target(item[1]))
 
     def _layer_bugs(self) -> tuple[str, ...]:
         bugs = {

@@ -13,7 +13,7 @@ import logging
 import platform
 import subprocess
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -295,6 +295,19 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{n: version(n) for n in names}}
 
 
+class Loaded(Sequence[Any]):
+    """What `load` makes of each item, whenever it is asked for: nothing of it stays in memory."""
+
+    def __init__(self, items: Sequence[Any], load: Callable[[Any], Any]):
+        self.items, self.load = items, load
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.load(self.items[index])
+
+
 class Phases:
     """Seconds of each part of a job, and the process's largest memory so far."""
 
@@ -343,18 +356,20 @@ def calibrate(config: Config, run: Run) -> None:
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
-    pairs = [read_pair(p) for p in calibration_pairs(config)]
-    images = [to_tensor(upscale(lr)) for lr, _ in pairs]
-    targets = [to_tensor(hr) for _, hr in pairs]
+    pairs = calibration_pairs(config)
+    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair)[0])))
+    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair)[1]))
     phases = Phases()
+    kept = config.results / "resume" / run.run_id
     teacher = load_float_model(config)
     imported = peak_mib()
     phases.end("load")
-    batches = make_batches(teacher, images, config.batch_size, run.seed, targets)
+    # Where memory is short, the GPU's too: 500 images of 512 px and their outputs are 5 GB.
+    folder = kept / "teacher" if config.lean or config.device != "cpu" else None
+    batches = make_batches(teacher, images, config.batch_size, run.seed, targets, folder)
     phases.end("float outputs")
     teacher.lean = config.lean  # its outputs are in the batches; from here on it may be taken apart
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
-    kept = config.results / "resume" / run.run_id
     tensors = [t for batch in batches for t in vars(batch).values()]
     with resumable(kept, calibration_key(config.run_digest(run), teacher, tensors)):
         model, fit_log, report = quantize_model(

@@ -3,11 +3,12 @@
 import copy
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
-from passionsr import stages
+from passionsr import calibration, stages
 from passionsr.calibration import make_batches
 from passionsr.config import load_config, load_methods
 from passionsr.export import load_quantized, save_quantized
@@ -38,14 +39,33 @@ def build(name):
     return load_method(entry.target, {**FAST[name], **entry.options})
 
 
+def batches_in(tiny, folder):
+    """Two batches of the float teacher's outputs, in files of `folder` where one is given."""
+    generator = torch.Generator().manual_seed(3)
+    images, targets = torch.rand(2, 4, 1, 3, 32, 32, generator=generator)
+    return make_batches(tiny, list(images), 2, 0, list(targets), folder)
+
+
+def test_batches_in_files(tiny, tmp_path):
+    """The same values, and none of them in memory before it is read."""
+    ours, theirs = batches_in(tiny, tmp_path), batches_in(tiny, None)
+    assert len(list(tmp_path.iterdir())) == 2 * 6
+    for a, b in zip(ours, theirs, strict=True):
+        assert all(torch.equal(x, vars(b)[name]) for name, x in vars(a).items())
+    assert all(t.data_ptr() % 4096 == 0 for t in vars(ours[1]).values())
+    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
+    assert {str(p) for p in tmp_path.iterdir()} <= mapped
+
+
 @pytest.mark.parametrize("name", FAST)
-def test_lean_gives_the_same_bytes(name, tiny, tiny_batches, tmp_path):
-    """Recomputed blocks, weights quantized at every forward, no copy: nothing of it may change a number."""
+def test_lean_gives_the_same_bytes(name, tiny, tmp_path):
+    """Recomputed blocks, weights quantized at every forward, no copy, batches in files: nothing of it may change a number."""
     digests = []
     for lean in (False, True):
         teacher = copy.deepcopy(tiny)
+        batches = batches_in(teacher, tmp_path / "teacher" if lean else None)
         teacher.lean = lean
-        model, _, _ = quantize_model(build(name), teacher, W6A6, "UV", tiny_batches)
+        model, _, _ = quantize_model(build(name), teacher, W6A6, "UV", batches)
         assert (model is teacher) == lean
         save_quantized(model, tmp_path / str(lean), {})
         digests.append(sha256_file(tmp_path / str(lean) / "model.safetensors"))
@@ -161,7 +181,13 @@ def test_proof_table(tmp_path, monkeypatch):
     monkeypatch.setattr(type(config), "results", property(lambda c: tmp_path / c.name))
     stages.make_data(config)
     run = next(r for r in config.runs if r.method == "passionsr")
+    folders = []
+    monkeypatch.setattr(
+        calibration, "make_batches", lambda *a: folders.append(a[-1]) or make_batches(*a)
+    )
     stages.calibrate(config, run)
+    assert folders == [tmp_path / "prooftest" / "resume" / run.run_id / "teacher"]
+    assert not folders[0].exists()  # like everything that only a restart needs
     made = json.loads((tmp_path / "prooftest" / "runs" / run.run_id / "run.json").read_text())
     assert [p["phase"] for p in made["phases"]] == ["load", "float outputs", "quantize", "save", "ranges"]  # fmt: skip
     missing = write_proof(config)

@@ -78,7 +78,7 @@ METHOD_CODE = code(
     "passionsr/calibration.py", "passionsr/fit.py", "passionsr/method.py", "passionsr/diagnostics.py",
     "passionsr/reconstruction.py", "passionsr/resume.py",
     "passionsr/passion.py", "baselines/*.py",
-    functions=[lib.calibrate, lib.sensitivity, lib.write_csv],
+    functions=[lib.calibrate, lib.Loaded, lib.sensitivity, lib.write_csv],
 )  # fmt: skip
 SCORE_CODE = code(
     "passionsr/metric*.py",
