@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from functools import reduce
+
 import torch
 from torch import Tensor
 
@@ -83,6 +86,25 @@ def _extremes(x: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
     return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
 
 
+def _clips(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> bool:
+    """Whether quantization clips anything, which the extremes of each range show."""
+    low, high = _extremes(x, lower)
+    if form is Form.REAL_OFFSET:
+        return bool(((low < lower) | (high > upper)).any())
+    masks = [_clipped(end, lower, upper, levels, form) for end in (low, high)]
+    return any(bool(mask.any()) for pair in masks for mask in pair)
+
+
+PIECE = 1 << 18  # elements: what stays in a core's cache through a chain of operations
+
+
+def _pieces(lower: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
+    """The tensors, of one shape; large ones under one range in pieces, so that a chain of operations reads memory once."""
+    if lower.ndim or tensors[0].numel() <= PIECE or not all(t.is_contiguous() for t in tensors):
+        return iter([tensors])
+    return zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True)
+
+
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with exact bound gradients (methods.md 8.2), inclusive at the bounds.
 
@@ -93,7 +115,10 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> Tensor:
-        out = dequantize(quantize(x, lower, upper, levels, form), lower, upper, levels, form)
+        out = torch.empty_like(x)
+        for piece, made in _pieces(lower, x, out):
+            codes = quantize(piece, lower, upper, levels, form)
+            made.copy_(dequantize(codes, lower, upper, levels, form))
         ctx.save_for_backward(x, out, lower, upper)
         ctx.levels, ctx.form = levels, form
         return out
@@ -103,22 +128,28 @@ class _FakeQuantize(torch.autograd.Function):
         x, out, lower, upper = ctx.saved_tensors
         levels, form = ctx.levels, ctx.form
         learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        grad_x = grad
-        masks = [_clipped(end, lower, upper, levels, form) for end in _extremes(x, lower)]
-        clips = any(bool(mask.any()) for pair in masks for mask in pair)
-        if clips:
-            above, below = _clipped(x, lower, upper, levels, form)
-            grad_above, grad_below = above.mul_(grad), below.mul_(grad)
-            grad_x = (grad - grad_above).sub_(grad_below)
+        clips = _clips(x, lower, upper, levels, form)
+        if not (clips or learns):
+            return grad, None, None, None, None
+        grad_x = torch.empty_like(grad) if clips else grad
+        sums = []  # of each piece: residual, clipped above, clipped below
+        for x_i, out_i, grad_i, grad_x_i in _pieces(lower, x, out, grad, grad_x):
+            clipped = ()
+            if clips:
+                above, below = _clipped(x_i, lower, upper, levels, form)
+                clipped = above.mul_(grad_i), below.mul_(grad_i)
+                torch.sub(grad_i, clipped[0], out=grad_x_i).sub_(clipped[1])
+            if learns:
+                terms = ((out_i - x_i).mul_(grad_x_i), *clipped)
+                sums.append([term.sum_to_size(lower.shape) for term in terms])
         if not learns:
             return grad_x, None, None, None, None
+        inner, *sum_clipped = (reduce(torch.add, terms) for terms in zip(*sums, strict=True))
         # Inside, x_hat - x is the rounding residual in units of x; its share of the range is d x_hat / d upper.
-        width = (upper - lower).clamp_min(MIN_WIDTH)
-        inner = (out - x).mul_(grad_x).sum_to_size(lower.shape) / width
+        inner = inner / (upper - lower).clamp_min(MIN_WIDTH)
         grad_lower, grad_upper = -inner, inner
         if clips:
-            sum_above = grad_above.sum_to_size(lower.shape)
-            sum_below = grad_below.sum_to_size(lower.shape)
+            sum_above, sum_below = sum_clipped
             grad_lower, grad_upper = grad_lower + sum_below, grad_upper + sum_above
             if form is not Form.REAL_OFFSET:
                 # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
