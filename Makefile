@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test test-slow lint bench readme pull lock clean
+.PHONY: all test test-fast lint bench readme pull lock clean
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -17,11 +17,11 @@ all: $(VENV)/.ready
 	@echo "runs:    results/mini/runs/     (fit.csv, run.json of each run); images/, scores/ beside it"
 
 test: lint
-	python -m pytest -m "not slow"
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
 
-test-slow: $(VENV)/.ready
-	python -m pytest -m slow
+test-fast: lint
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
 
 lint: $(VENV)/.ready
 	ruff check .

@@ -7,7 +7,8 @@ those of a finished run of this very configuration, else rows of config/stage_ti
 - reference and infer: test images; score: test images x runs;
 - data, probe, sensitivity, tables, table3, figures: one job of that model.
 
-Start-up and imports are not scaled. A job without a time counts 0 s, and the plan says so.
+Start-up and imports are not scaled. A stage that nobody has measured at a model's scale is taken from the mini model's row, times what
+PassionSR's calibration of one image takes here and there; without that a job counts 0 s. The plan says which times are what.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from tabulate import tabulate
 
 from passionsr.bench import TIMING
 from passionsr.config import BICUBIC, FP32, Config
+from passionsr.datasets import read_crops
 from passionsr.files import UserError, read_json, write_text
 from passionsr.stages import calibration_pairs, image_folder, run_folder, test_pairs
 
@@ -34,6 +36,7 @@ HEADER = (
     "# class: of the method, or *. units: work behind work_s (passionsr/plan.py); mb_*: what a job leaves on disk.\n"
 )
 COLUMNS = ("model", "stage", "class", "units", "startup_s", "work_s", "mb_per_job", "mb_per_unit", "source")  # fmt: skip
+SCALE_FROM, PASSIONSR = "models/mini", "passionsr.passion:PassionSR"
 # The others take minutes on one CPU core at every scale.
 ON_GPU = ("reference", "calibrate", "sensitivity", "infer", "score")
 
@@ -147,20 +150,41 @@ def folders(config: Config, job: Job) -> list[Path]:
 
 
 def estimate(config: Config, job: Job, times: Sequence[Mapping[str, str]]) -> Estimate:
-    """From the finished run of this configuration if there is one, else scaled from the first matching row."""
+    """From the finished run of this configuration if there is one, else by the first matching row of `times`, scaled to the job."""
     timing = config.results / TIMING / f"{job.label}.json"
     if timing.is_file():
         row = read_json(timing)
         size = _megabytes(folders(config, job))
         return Estimate(row["startup_s"] + row["work_s"], size, f"{config.results / TIMING}")
+    row = _row(times, config.model, job.stage, job.method_class)
+    if row:
+        seconds = float(row["startup_s"]) + _per_unit(row) * job.units
+        size = float(row["mb_per_job"]) + float(row["mb_per_unit"]) * job.units
+        return Estimate(seconds, size, row["source"])
+    # Not measured at this scale: as the small model's stages are to each other, where both have PassionSR's calibration.
+    row = _row(times, SCALE_FROM, job.stage, job.method_class)
+    known, small = (_row(times, m, "calibrate", PASSIONSR) for m in (config.model, SCALE_FROM))
+    if not (row and known and small):
+        return Estimate(0.0, 0.0, None)
+    seconds = float(row["startup_s"])
+    seconds += _per_unit(row) * job.units * _per_unit(known) / _per_unit(small)
+    size = float(known["mb_per_job"]) if job.stage == "calibrate" else 0.0
+    return Estimate(seconds, size, f"{SCALE_FROM}, scaled by PassionSR's calibration")
+
+
+def _row(
+    times: Sequence[Mapping[str, str]], model: str, stage: str, method_class: str
+) -> Mapping[str, str] | None:
+    """The first row that matches."""
     for row in times:
-        here = fnmatch.fnmatch(config.model, row["model"]) and row["stage"] == job.stage
-        if here and row["class"] in ("*", job.method_class):
-            scale = job.units / float(row["units"])
-            seconds = float(row["startup_s"]) + float(row["work_s"]) * scale
-            size = float(row["mb_per_job"]) + float(row["mb_per_unit"]) * job.units
-            return Estimate(seconds, size, row["source"])
-    return Estimate(0.0, 0.0, None)
+        here = fnmatch.fnmatch(model, row["model"]) and row["stage"] == stage
+        if here and row["class"] in ("*", method_class):
+            return row
+    return None
+
+
+def _per_unit(row: Mapping[str, str]) -> float:
+    return float(row["work_s"]) / float(row["units"])
 
 
 def tails(jobs: Mapping[str, Job], seconds: Mapping[str, float]) -> dict[str, float]:
@@ -213,6 +237,27 @@ def _span(seconds: float) -> str:
     return f"{seconds / 3600:.2f} h" if seconds >= 3600 else f"{seconds / 60:.1f} min"
 
 
+def _test_count(config: Config) -> int:
+    """Test images: those that are there, else the counts that the datasets must have."""
+    try:
+        return len(test_pairs(config))
+    except (UserError, OSError) as err:
+        counts = [d.count for d in config.datasets]
+        if None in counts:
+            raise UserError(
+                f"how many images? give --test-images, or make the data first ({err})"
+            ) from None
+        limit = config.limits.get("test")
+        return sum(count if limit is None else min(count, limit) for count in counts)
+
+
+def _calibration_count(config: Config) -> int:
+    """Calibration images; of photographs that are not there, the crops listed."""
+    if config.photos:
+        return len(read_crops(config.calibration)[: config.limits.get("calibration")])
+    return len(calibration_pairs(config))
+
+
 def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None = None) -> str:
     """The plan as Markdown.
 
@@ -220,13 +265,7 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     """
     if gpus < 1:
         raise UserError(f"--gpus {gpus}: give 1 or more")
-    try:
-        test = test_images or len(test_pairs(config))
-        calibration = len(calibration_pairs(config))
-    except (UserError, OSError) as err:
-        raise UserError(
-            f"how many images? give --test-images, or make the data first ({err})"
-        ) from None
+    test, calibration = test_images or _test_count(config), _calibration_count(config)
     jobs = build_jobs(config, test, calibration)
     rows = read_times(times)
     estimates = {label: estimate(config, job, rows) for label, job in jobs.items()}

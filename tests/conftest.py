@@ -8,6 +8,16 @@ ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PASSIONSR_SHARED", ROOT.parent / "shared"))
 
 
+def pytest_collection_modifyitems(items):
+    """Tests on a whole benchmark run take minutes and go first, so that both workers of `make test` end together."""
+    first = ("undisturbed", "versioned", "finished")
+
+    def place(item):
+        return next((i for i, name in enumerate(first) if name in item.fixturenames), len(first))
+
+    items.sort(key=place)
+
+
 @pytest.fixture(autouse=True, scope="session")
 def _repository_root():
     """Lists and models are named relative to the repository."""

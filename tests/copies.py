@@ -10,6 +10,7 @@ from typing import NamedTuple
 from passionsr.reproducibility import differences, products
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
+DVC_PARTS = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore")
 ROOT = Path(__file__).resolve().parent.parent
 TEST = ("all", "--config", "file=config/test.yaml")
 SMALL = ("all", "--config", "file=config/small.yaml")
@@ -33,6 +34,24 @@ def copy_repository(folder, parts=PARTS):
         else:
             target.parent.mkdir(exist_ok=True)
             shutil.copy2(source, target)
+    return folder
+
+
+def edit(folder, name, old, new):
+    """Replace text of a file in a copy."""
+    path = folder / name
+    text = path.read_text()
+    assert old in text
+    path.write_text(text.replace(old, new))
+
+
+def copy_for_dvc(folder, benchmark):
+    """A git repository whose dvc.yaml is about a benchmark."""
+    copy_repository(folder, (*PARTS, *DVC_PARTS, "models"))
+    results = results_of(Path(), benchmark).as_posix()
+    edit(folder, "dvc.yaml", "config/mini.yaml", benchmark[-1].removeprefix("file="))
+    edit(folder, "dvc.yaml", "results/mini", results)
+    subprocess.run(["git", "init", "--quiet"], cwd=folder, check=True)
     return folder
 
 

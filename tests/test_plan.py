@@ -116,6 +116,31 @@ def test_times_scale_with_the_work(tmp_path):
     assert re.search(r"critical path.*calibrate-passionsr-W8A8-UV-s0 -> infer-passionsr-W8A8", text)
 
 
+def test_what_was_measured_at_no_scale_but_mini(tmp_path):
+    """MinMax there : PassionSR there = MinMax here : PassionSR here, per image; start-up is not scaled."""
+    rows = [
+        ("tiny", "calibrate", "passionsr.passion:PassionSR", 10, 0, 1000, 900, 0, "published"),
+        ("models/mini", "calibrate", "passionsr.passion:PassionSR", 2, 5, 20, 1, 0, "mini"),
+        ("models/mini", "calibrate", "*", 4, 7, 8, 1, 0, "mini"),
+    ]
+    times = tmp_path / "times.tsv"
+    times.write_text("\n".join([HEAD, *("\t".join(map(str, row)) for row in rows)]) + "\n")
+    config = dataclasses.replace(load_config("config/test.yaml"), name="nothing-ran")
+    job = Job("calibrate-minmax-W8A8-UV-s0", 6, (), "baselines.minmax:MinMax")
+    made = lib.estimate(config, job, lib.read_times(times))
+    assert made.seconds == pytest.approx(7 + 6 * (8 / 4) * (1000 / 10) / (20 / 2))
+    assert made.megabytes == 900
+    assert made.source == "models/mini, scaled by PassionSR's calibration"
+    assert lib.estimate(config, Job("score-fp32", 6), lib.read_times(times)).source is None
+
+
+def test_images_that_are_not_there_yet_are_counted():
+    """The paper's test sets must have 100 + 93 + 100 images (config/datasets.yaml); its crops are listed."""
+    text = plan(load_config("config/paper.yaml"), 8)
+    assert "63 jobs for 27 runs, 293 test and 500 calibration images" in text
+    assert "no measured time" not in text
+
+
 def test_a_finished_run_is_taken_as_it_was_and_recorded(finished, monkeypatch, tmp_path):
     monkeypatch.chdir(finished)
     config = load_config("config/test.yaml")

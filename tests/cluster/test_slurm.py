@@ -2,10 +2,21 @@
 
 import re
 import subprocess
+import sys
 import time
 
 import pytest
-from copies import SMALL, check_same, copy_repository, environment, start
+from copies import (
+    SMALL,
+    check_same,
+    copy_for_dvc,
+    copy_repository,
+    environment,
+    results_of,
+    start,
+)
+
+from passionsr.reproducibility import products
 
 pytestmark = pytest.mark.slow
 # Polls for finished jobs as often as the plugin allows; a busy cluster keeps the profile's 20 s.
@@ -108,3 +119,22 @@ def test_nothing_is_left_to_do(finished):
         env=environment(finished[0]), capture_output=True, text=True,
     )  # fmt: skip
     assert "Nothing to be done" in result.stdout + result.stderr
+
+
+def test_dvc_repro_uses_the_profile(slurm, undisturbed, tmp_path):
+    """`dvc repro` of the float model's outputs: data here, one submission for the rest, a local run's bytes."""
+    folder = copy_for_dvc(tmp_path / "repo", SMALL)
+    before = len(jobs(slurm))
+    profile = str(folder / "workflow" / "profiles" / "slurm")
+    result = subprocess.run(
+        [sys.executable, "-m", "dvc", "repro", "reference"], cwd=folder, check=False, text=True,
+        env=environment(folder, SNAKEMAKE_PROFILE=profile, PASSIONSR_SLURM_PARTITION="chosen"),
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stdout[-3000:]
+    (job,) = jobs(slurm)[before:]
+    assert (job["JobState"], job["Partition"]) == ("COMPLETED", "chosen")
+    made, expected = products(results_of(folder, SMALL)), undisturbed[1]
+    assert made
+    assert {name.split("/")[0] for name in made} == {"data", "reference"}
+    assert all(made[name] == expected[name] for name in made)

@@ -11,14 +11,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from copies import PARTS, TEST, check_same, copy_repository, environment, results_of
+from copies import TEST, check_same, copy_for_dvc, edit, environment, results_of
 
 from passionsr.recovery import PRODUCTS
 from passionsr.reproducibility import products
 
 CONFIG = "config/test.yaml"
 STAGES = ["data", "reference", "calibrate", "infer", "score", "report"]
-DVC_PARTS = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore")
 NAME = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}  # fmt: skip
 FEWER = "[psnr,psnr_fp]"
 
@@ -64,13 +63,6 @@ def tree(folder):
     }
 
 
-def edit(folder, name, old, new):
-    path = folder / name
-    text = path.read_text()
-    assert old in text
-    path.write_text(text.replace(old, new))
-
-
 def nothing_to_do(folder):
     assert "Data and pipelines are up to date" in dvc(folder, "status")
     assert "Data and pipelines are up to date" in dvc(folder, "repro")
@@ -88,10 +80,7 @@ def back(folder):
 def versioned(tmp_path_factory):
     """A repository, committed, in which `dvc repro` has run from nothing."""
     folder = tmp_path_factory.mktemp("dvc") / "repo"
-    copy_repository(folder, (*PARTS, *DVC_PARTS, "models"))
-    edit(folder, "dvc.yaml", "config/mini.yaml", CONFIG)
-    edit(folder, "dvc.yaml", "results/mini", "results/test")
-    git(folder, "init", "--quiet")
+    copy_for_dvc(folder, TEST)
     dvc(folder, "repro")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "repro")
