@@ -22,6 +22,7 @@ test: lint
 
 test-fast: lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
 
 lint: $(VENV)/.ready
 	ruff check .

@@ -33,6 +33,7 @@ from passionsr.method import (
     Exceptions,
     SubModel,
     check_choices,
+    first_images,
     in_sequence,
     init_ranges,
     parts_of,
@@ -151,7 +152,7 @@ class EfficientDM:
         find = partial(Quantizer.search, search=shrink_search)
         untrained = self._untrained(model)
         for sub, inputs, pairs in in_sequence(model, batches, scope):
-            first = torch.cat(inputs)[: self.init_images]
+            first = first_images(inputs, self.init_images)
             init_ranges(sub, [first], "first", include_zero=True, find=find)
             layers = [
                 p for p in parts_of(sub) if isinstance(p, QuantizedLayer) and p not in untrained

@@ -38,6 +38,7 @@ from passionsr.method import (
     Exceptions,
     SubModel,
     check_choices,
+    first_images,
     in_sequence,
     init_ranges,
     softmax_quantizers,
@@ -197,7 +198,7 @@ class QDiffusion:
         if self.act_init == "ema":
             init_activations(sub, inputs, "ema", find=extremes)
         else:
-            first = torch.cat(list(inputs))[: self.init_images]
+            first = first_images(inputs, self.init_images)
             find = search if self.act_init == "mse" else extremes
             init_activations(sub, [first], "first", self.act_init == "max", find=find)
 
@@ -210,7 +211,7 @@ class QDiffusion:
         side = self.unet_crop if sub.name == "unet" else self.vae_crop
         if side is not None and sub.name == "encoder":
             side *= model.latent_factor
-        images = torch.cat(list(inputs))[: self.recon_images]
+        images = first_images(inputs, self.recon_images)
         if side is None or side >= min(images.shape[-2:]):
             return list(images.split(self.batch))
         crops = []

@@ -336,7 +336,9 @@ def build_parser() -> argparse.ArgumentParser:
     sub.add_argument("config", type=Path)
     sub.add_argument("--gpus", type=int, default=1, help="GPUs; without any, processes at a time")
     sub.add_argument("--times", type=Path, default=Path("config/stage_times.tsv"))
-    sub.add_argument("--test-images", type=int, help="where only the data stage will know")
+    sub.add_argument(
+        "--test-images", type=int, help="where the data is not there and no dataset says it"
+    )
     sub.add_argument(
         "--record",
         metavar="SOURCE",

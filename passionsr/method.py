@@ -184,6 +184,16 @@ def in_sequence(
                 inputs = [sub.run(x) for x in inputs]
 
 
+def first_images(inputs: Sequence[Tensor], count: int) -> Tensor:
+    """The first `count` images of the batches as one tensor; later batches are not read."""
+    found = []
+    for batch in inputs:
+        if count > 0:
+            found.append(batch[:count])
+        count -= len(batch)
+    return torch.cat(found)
+
+
 def mse_to(output: Tensor, target: Tensor) -> Tensor:
     """Mean squared error; a target that was kept in a file is brought to the output's device."""
     return nn.functional.mse_loss(output, target.to(output.device))

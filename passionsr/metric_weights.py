@@ -14,6 +14,7 @@ imported), and converted to the file names that an unmodified pyiqa and torchvis
 from __future__ import annotations
 
 import collections
+import fcntl
 import functools
 import io
 import logging
@@ -259,17 +260,20 @@ def _convert(folder: Path, hub: Path) -> None:
 def ensure_weights(cache: str | Path | None = None) -> Path:
     """Make sure the offline metric weights lie in the private hub folder; return that folder.
 
-    Files already there are checked against the manifest written with them.
+    Files already there are checked against the manifest written with them. Of several processes one makes the files.
     Raises UserError if an archive cannot be fetched or a file is damaged.
     """
     hub = hub_dir(cache)
     manifest = hub / MANIFEST
-    if manifest.exists():
-        for relative, digest in read_json(manifest).items():
-            check_sha256(hub / relative, digest)
-        return hub
-    log.info("fetching metric weights (about 64 MB, once) into %s", hub)
-    with tempfile.TemporaryDirectory() as tmp:
-        _convert(Path(tmp), hub)
-    write_json(manifest, {name: sha256_file(hub / name) for name in OFFLINE_FILES})
+    if not manifest.exists():
+        hub.mkdir(parents=True, exist_ok=True)
+        with (hub / ".lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            if not manifest.exists():  # another process may have made them meanwhile
+                log.info("fetching metric weights (about 64 MB, once) into %s", hub)
+                with tempfile.TemporaryDirectory() as tmp:
+                    _convert(Path(tmp), hub)
+                write_json(manifest, {name: sha256_file(hub / name) for name in OFFLINE_FILES})
+    for relative, digest in read_json(manifest).items():
+        check_sha256(hub / relative, digest)
     return hub

@@ -7,7 +7,7 @@ for the UNet, float decoder output as decoder target, channel-axis split, poster
 over the whole calibration set.
 
 Deviations: s is learnt as log s, so it stays positive (8.2 allows it); lbq_lr is relative to each
-range's width (8.3); s_j of self-attention is used only where `let_latent_size` fixes the token count.
+range's width (8.3) or level; s_j of self-attention is used only where `let_latent_size` fixes the token count.
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ class PassionSR:
 
     epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
     let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
-    lr_unit [ours]: "level" gives both in quantization levels: one step moves a bound, and what LET puts at the end of an
+    lr_unit [ours]: "width" is the above; "level" gives both in quantization levels: one step moves a bound, and what LET puts at the end of an
     activation's range, by that many levels, at any bit width (a width has 15 levels at 4 bits and 255 at 8).
     unet_decay: factor of both in the second half of a UNet stage (8.3).
     quantize_bias: biases at weight bits, per tensor (8.1).

@@ -7,8 +7,8 @@ those of a finished run of this very configuration, else rows of config/stage_ti
 - reference and infer: test images; score: test images x runs;
 - data, probe, sensitivity, tables, table3, figures: one job of that model.
 
-Start-up and imports are not scaled. A stage that nobody has measured at a model's scale is taken from the mini model's row, times what
-PassionSR's calibration of one image takes here and there; without that a job counts 0 s. The plan says which times are what.
+Start-up and imports are not scaled. A stage of the model that nobody has measured at its scale is taken from the mini model's row, times what
+PassionSR's calibration of one image takes here and there; other jobs count 0 s. The plan says which times are what.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ HEADER = (
     "# class: of the method, or *. units: work behind work_s (passionsr/plan.py); mb_*: what a job leaves on disk.\n"
 )
 COLUMNS = ("model", "stage", "class", "units", "startup_s", "work_s", "mb_per_job", "mb_per_unit", "source")  # fmt: skip
+SCALED = ", scaled by PassionSR's calibration"
 SCALE_FROM, PASSIONSR = "models/mini", "passionsr.passion:PassionSR"
-# The others take minutes on one CPU core at every scale.
-ON_GPU = ("reference", "calibrate", "sensitivity", "infer", "score")
+RUN_THE_MODEL = ("reference", "calibrate", "sensitivity", "infer")
+# The profile gives scoring no GPU; the others take minutes on one CPU core at every scale.
+ON_GPU = RUN_THE_MODEL
 
 
 @dataclass(frozen=True)
@@ -162,6 +164,8 @@ def estimate(config: Config, job: Job, times: Sequence[Mapping[str, str]]) -> Es
         size = float(row["mb_per_job"]) + float(row["mb_per_unit"]) * job.units
         return Estimate(seconds, size, row["source"])
     # Not measured at this scale: as the small model's stages are to each other, where both have PassionSR's calibration.
+    if job.stage not in RUN_THE_MODEL:
+        return Estimate(0.0, 0.0, None)
     row = _row(times, SCALE_FROM, job.stage, job.method_class)
     known, small = (_row(times, m, "calibrate", PASSIONSR) for m in (config.model, SCALE_FROM))
     if not (row and known and small):
@@ -169,7 +173,7 @@ def estimate(config: Config, job: Job, times: Sequence[Mapping[str, str]]) -> Es
     seconds = float(row["startup_s"])
     seconds += _per_unit(row) * job.units * _per_unit(known) / _per_unit(small)
     size = float(known["mb_per_job"]) if job.stage == "calibrate" else 0.0
-    return Estimate(seconds, size, f"{SCALE_FROM}, scaled by PassionSR's calibration")
+    return Estimate(seconds, size, f"{SCALE_FROM}{SCALED}")
 
 
 def _row(
@@ -243,7 +247,7 @@ def _test_count(config: Config) -> int:
         return len(test_pairs(config))
     except (UserError, OSError) as err:
         counts = [d.count for d in config.datasets]
-        if None in counts:
+        if config.test or None in counts:
             raise UserError(
                 f"how many images? give --test-images, or make the data first ({err})"
             ) from None
@@ -305,6 +309,10 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     ]  # fmt: skip
     if unknown:
         lines.append(f"- {unknown} jobs have no measured time and count 0: hours are a lower bound")
+    if any(e.source and SCALED in e.source for e in estimates.values()):
+        lines.append(
+            "- scaled times are guesses within a small factor, and images are not counted in the disk"
+        )
     return "\n".join(lines)
 
 

@@ -427,6 +427,7 @@ def calibrate(config: Config, run: Run) -> None:
             "peak_mib_before_calibration": round(imported),
         },
     )
+    del batches, tensors  # mapped files: a network file system keeps what is open
     forget(kept)
 
 

@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 
+from baselines.efficientdm import _squared_error
 from passionsr import calibration, stages
 from passionsr.calibration import make_batches
 from passionsr.config import load_config, load_methods
 from passionsr.export import load_quantized, save_quantized
 from passionsr.files import UserError, sha256_file
 from passionsr.layers import QuantizedLayer
-from passionsr.method import load_method, quantize_model
+from passionsr.method import in_sequence, load_method, output_loss, quantize_model
 from passionsr.passion import PassionSR
 from passionsr.proof import write_proof
 from passionsr.quant.spec import Scheme
@@ -55,6 +56,19 @@ def test_batches_in_files(tiny, tmp_path):
     assert all(t.data_ptr() % 4096 == 0 for t in vars(ours[1]).values())
     mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines()}
     assert {str(p) for p in tmp_path.iterdir()} <= mapped
+
+
+@pytest.mark.parametrize("scope", ["U", "UV"])
+def test_batches_of_the_cpu_serve_a_model_elsewhere(scope, tiny, tiny_batches):
+    """What is kept in files is on the CPU; every loss brings it to the model (meta stands in for a GPU: mixing raises)."""
+    prepared, _ = PassionSR().prepare(copy.deepcopy(tiny).to("meta"), W6A6, scope)
+    switches = ("encoder_noise", "independent"), ("unet_let_loss", "eps"), ("decoder_target", "hr")
+    for sub, inputs, pairs in in_sequence(prepared, tiny_batches, scope):
+        losses = [output_loss(sub)(pairs[0]), _squared_error(sub, pairs[0])]
+        for options in ({}, *({name: value} for name, value in switches)):
+            loss = PassionSR(**options)._loss(prepared, sub, "let")
+            losses.append(loss((inputs[0], tiny_batches[0])))
+        assert all(loss.is_meta for loss in losses)
 
 
 @pytest.mark.parametrize("name", FAST)

@@ -3,6 +3,8 @@
 import contextlib
 import csv
 import math
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pandas as pd
@@ -125,6 +127,24 @@ def test_only_arrays_are_unpickled():
 
     with pytest.raises(UserError, match="only arrays are allowed"):
         load_array_pickle(pickle.dumps({"a": Malicious()}))
+
+
+def test_two_that_start_together_make_the_weights_once(tmp_path, monkeypatch):
+    """Files of two conversions differ (times and names are in them): a manifest of one and files of the other is damage."""
+    made = []
+
+    def convert(folder, hub):
+        made.append(folder)
+        for name in metric_weights.OFFLINE_FILES:
+            (hub / name).parent.mkdir(parents=True, exist_ok=True)
+            (hub / name).write_text(str(folder))
+            time.sleep(0.05)
+
+    monkeypatch.setattr(metric_weights, "_convert", convert)
+    with ThreadPoolExecutor(3) as pool:
+        hubs = list(pool.map(metric_weights.ensure_weights, [tmp_path] * 3))
+    assert len(made) == 1
+    assert hubs == [metric_weights.hub_dir(tmp_path)] * 3
 
 
 def test_damaged_weights_are_noticed(tmp_path, monkeypatch):

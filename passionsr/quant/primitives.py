@@ -98,9 +98,14 @@ def _clips(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> 
 PIECE = 1 << 18  # elements: what stays in a core's cache through a chain of operations
 
 
+def _at_once(lower: Tensor, *tensors: Tensor) -> bool:
+    small = lower.ndim > 0 or tensors[0].numel() <= PIECE or tensors[0].device.type != "cpu"
+    return small or not all(t.is_contiguous() for t in tensors)
+
+
 def _pieces(lower: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, of one shape; large ones under one range in pieces, so that a chain of operations reads memory once."""
-    if lower.ndim or tensors[0].numel() <= PIECE or not all(t.is_contiguous() for t in tensors):
+    """The tensors, of one shape; on a CPU large ones under one range in pieces, so that a chain of operations reads memory once."""
+    if _at_once(lower, *tensors):
         return iter([tensors])
     return zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True)
 
@@ -115,10 +120,15 @@ class _FakeQuantize(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> Tensor:
-        out = torch.empty_like(x)
-        for piece, made in _pieces(lower, x, out):
-            codes = quantize(piece, lower, upper, levels, form)
-            made.copy_(dequantize(codes, lower, upper, levels, form))
+        def through_codes(x: Tensor) -> Tensor:
+            return dequantize(quantize(x, lower, upper, levels, form), lower, upper, levels, form)
+
+        if _at_once(lower, x):
+            out = through_codes(x)
+        else:
+            out = torch.empty_like(x)
+            for piece, made in _pieces(lower, x, out):
+                made.copy_(through_codes(piece))
         ctx.save_for_backward(x, out, lower, upper)
         ctx.levels, ctx.form = levels, form
         return out
