@@ -16,12 +16,8 @@ all: $(VENV)/.ready
 	@echo "figures: results/mini/figures/"
 	@echo "runs:    results/mini/runs/     (fit.csv, run.json of each run); images/, scores/ beside it"
 
-test: lint
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
-	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
-
-test-fast: lint
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not slow"
+test test-fast: lint
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(filter test-fast,$@),-m "not slow")
 	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
 
 lint: $(VENV)/.ready

@@ -172,9 +172,8 @@ def in_sequence(
     Inputs are images (float latents in scope U), then what the quantized predecessor makes of them: the
     caller calibrates a sub-model before it asks for the next.
     """
-    device = (
-        model.context.device
-    )  # batches kept in files are on the CPU; `encode` moves images itself
+    # Batches kept in files are on the CPU; `encode` moves images itself.
+    device = model.context.device
     inputs = [b.latent.to(device) if scope == "U" else b.image for b in batches]
     subs = sub_models(model, scope)
     for sub in subs:

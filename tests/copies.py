@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from passionsr.recovery import PRODUCTS
 from passionsr.reproducibility import differences, products
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
@@ -85,6 +86,16 @@ def snakemake(folder, *arguments, cores=1, **more):
 def results_of(folder, benchmark):
     """Where the results of TEST or SMALL are in a copy."""
     return folder / "results" / Path(benchmark[-1]).stem
+
+
+def tree(folder, benchmark=TEST):
+    """Path -> bytes of every product, also of those that `products` leaves out or shortens because they are measured."""
+    return {
+        p.relative_to(folder).as_posix(): p.read_bytes()
+        for kind in PRODUCTS
+        for p in sorted((results_of(folder, benchmark) / kind).rglob("*"))
+        if p.is_file()
+    }
 
 
 def check_same(folder, expected, benchmark=SMALL):

@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from copies import TEST, check_same, results_of, snakemake
+from copies import TEST, check_same, results_of, snakemake, tree
 
 from passionsr.config import load_config
 from passionsr.reproducibility import products
@@ -97,12 +97,16 @@ def test_changed_code_runs_again(finished):
 def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     """Same machine, same seed: artifacts, images, scores, tables and figures are byte-identical."""
     results = results_of(finished, TEST)
-    before = products(results)
+    before, whole = products(results), tree(finished)
     for name in ("runs/passionsr-W4A4-UV-s0", "images/passionsr-W4A4-UV-s0", "tables", "figures"):
         shutil.rmtree(results / name)
     status, output = snakemake(finished, *TEST)
     assert status == 0, output[-3000:]
     check_same(finished, before, TEST)
+    after = tree(finished)
+    assert whole.keys() == after.keys()
+    remade = {k for k in whole if k.endswith("run.json") and whole[k] != after[k]}
+    assert all("passionsr-W4A4" in name for name in remade)
 
 
 @pytest.mark.parametrize(
@@ -154,7 +158,7 @@ def test_a_missing_model_is_listed_and_stops_only_a_real_run(finished):
     path.write_text(before.replace("model: tiny", "model: models/none"))
     try:
         dry = snakemake(finished, *TEST, "-n")
-        made = products(results_of(finished, TEST))
+        made = tree(finished)
         real = snakemake(finished, *TEST)
     finally:
         path.write_text(before)
@@ -166,7 +170,7 @@ def test_a_missing_model_is_listed_and_stops_only_a_real_run(finished):
     assert planned(dry)["calibrate"] == 4
     assert real.status != 0
     assert "steps (" not in real.output  # Snakemake's word for a finished job
-    assert products(results_of(finished, TEST)) == made
+    assert tree(finished) == made
 
 
 def test_the_paper_grid_resolves(finished):

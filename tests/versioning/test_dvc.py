@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from copies import TEST, check_same, copy_for_dvc, edit, environment, results_of
+from copies import TEST, check_same, copy_for_dvc, edit, environment, results_of, tree
 
 from passionsr.recovery import PRODUCTS
 from passionsr.reproducibility import products
@@ -53,16 +53,6 @@ def skipped(output):
     return re.findall(r"Stage '(\w+)' didn't change, skipping", output)
 
 
-def tree(folder):
-    """Path -> bytes of every product, seconds and memory too: DVC restores what it was given."""
-    return {
-        p.relative_to(folder).as_posix(): p.read_bytes()
-        for kind in PRODUCTS
-        for p in sorted((results_of(folder, TEST) / kind).rglob("*"))
-        if p.is_file()
-    }
-
-
 def nothing_to_do(folder):
     assert "Data and pipelines are up to date" in dvc(folder, "status")
     assert "Data and pipelines are up to date" in dvc(folder, "repro")
@@ -90,6 +80,7 @@ def versioned(tmp_path_factory):
 @pytest.mark.slow
 def test_repro_makes_what_snakemake_makes(versioned, finished):
     check_same(versioned, products(results_of(finished, TEST)), TEST)
+    assert tree(versioned).keys() == tree(finished).keys()  # what is measured is there, too
 
 
 @pytest.mark.slow
