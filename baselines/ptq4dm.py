@@ -20,6 +20,7 @@ from typing import Literal
 from torch import nn
 
 from passionsr.calibration import CalibrationBatch
+from passionsr.files import UserError
 from passionsr.fit import FitLog
 from passionsr.layers import AttentionConfig, LayerConfig
 from passionsr.method import (
@@ -46,9 +47,10 @@ LAST = ("unet.conv_out", "vae.decoder.conv_out")
 
 @dataclass(frozen=True, kw_only=True)
 class PTQ4DM:
-    """Options: symmetric (1-D search, as released) or the 2-D search of the text; see the module's text."""
+    """Options: symmetric (1-D search, as released) or the 2-D search of the text; candidates: widths tried; see the module's text."""
 
     symmetric: bool = True
+    candidates: int = 100
     act_quant_site: Literal["input", "output"] = "input"
     quant_attn_matmul: bool = False
     exceptions: Exceptions = "passionsr"
@@ -56,6 +58,10 @@ class PTQ4DM:
 
     def __post_init__(self) -> None:
         check_choices(self, act_quant_site=("input", "output"), exceptions=EXCEPTIONS)
+        if self.candidates < 1:
+            raise UserError(
+                f"candidates is {self.candidates}: give the number of widths to try, 100 in PTQ4DM"
+            )
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -83,7 +89,7 @@ class PTQ4DM:
     ) -> FitLog:
         """One search per weight; one per activation and batch."""
         search = symmetric_search if self.symmetric else two_sided_search
-        find = partial(Quantizer.search, search=search)
+        find = partial(Quantizer.search, search=partial(search, candidates=self.candidates))
         for sub, inputs, _ in in_sequence(model, batches, scope):
             init_ranges(
                 sub,

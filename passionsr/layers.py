@@ -8,8 +8,10 @@ from typing import Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from passionsr.files import UserError
+from passionsr.quant.primitives import piece_size
 from passionsr.quant.quantizers import Finder, Phase, Quantizer, quantizers, set_phase
 from passionsr.quant.spec import HALF, Form, QuantSpec
 from passionsr.transforms import (
@@ -296,6 +298,11 @@ class AttentionConfig:
     let_tokens: int | None = None
 
 
+KEPT_MAPS = (
+    1 << 24
+)  # elements of P that training keeps instead of making them twice (256 MB with what they come from)
+
+
 class QuantizedAttention(nn.Module):
     """A diffusers attention processor that quantizes q, k, P = softmax(q k^T) and v, per tensor.
 
@@ -336,19 +343,59 @@ class QuantizedAttention(nn.Module):
             return q, k
         return q * self.s_qk.scale, k / self.s_qk.scale
 
-    def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _scale_pv(self, tokens: int) -> Tensor | None:
         if self.s_v is None:
-            return p, v
-        if v.shape[2] != self.config.let_tokens:
+            return None
+        if tokens != self.config.let_tokens:
             raise UserError(
-                f"attention has {v.shape[2]} key tokens but its LET scale was calibrated for "
+                f"attention has {tokens} key tokens but its LET scale was calibrated for "
                 f"{self.config.let_tokens}: give an image of the calibrated size"
             )
+        return self.s_v.scale
+
+    def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        scale = self._scale_pv(v.shape[2])
+        if scale is None:
+            return p, v
         if self.collecting:
             amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
             self.s_v.update(init_scale(amax_v, amax_p, self._alpha))
             return p, v
-        return p * self.s_v.scale, v / self.s_v.scale[:, None]
+        return p * scale, v / scale[:, None]
+
+    def _needs_whole_maps(self, q: Tensor, k: Tensor) -> bool:
+        """Whether P is made at once: it is small, statistics of it are taken, or training is faster with it kept."""
+        size = q.shape[:3].numel() * k.shape[2]
+        small = size <= (KEPT_MAPS if torch.is_grad_enabled() else piece_size(q))
+        return small or self.collecting or not self.p.is_pure
+
+    def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+        """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time; the backward pass makes each piece again.
+
+        P is never there as a whole: what a fused kernel does for float attention, which cannot quantize P.
+        """
+        s = self._scale_pv(k.shape[2])
+        v = self.v(v if s is None else v / s[:, None])
+        quantize = self.p.with_bounds_of(q)
+
+        def piece(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+            p = _scaled_product(q, k, scale).softmax(-1)
+            return quantize(p if s is None else p * s) @ v
+
+        size, tokens = piece_size(q), k.shape[2]
+        maps = max(1, size // (q.shape[2] * tokens))
+        rows = max(1, size // (maps * tokens))
+        trains = torch.is_grad_enabled()
+        done = []
+        for q_i, k_i, v_i in zip(*(x.flatten(0, 1).split(maps) for x in (q, k, v)), strict=True):
+            parts = [
+                checkpoint(piece, rows_i, k_i, v_i, use_reentrant=False, preserve_rng_state=False)
+                if trains
+                else piece(rows_i, k_i, v_i)
+                for rows_i in q_i.split(rows, 1)
+            ]
+            done.append(torch.cat(parts, 1))
+        return torch.cat(done).unflatten(0, q.shape[:2])
 
     def forward(
         self,
@@ -370,19 +417,25 @@ class QuantizedAttention(nn.Module):
             heads(attn.to_v(context)),
         )
         q, k = self._transform_qk(q, k)
-        scores = _scaled_product(self.q(q), self.k(k), attn.scale)
-        if attention_mask is not None:
-            scores = scores + attention_mask
-        p, v = self._transform_pv(scores.softmax(-1), v)
-        out = (self.p(p) @ self.v(v)).transpose(1, 2).flatten(2)  # (N, T, C)
+        q, k = self.q(q), self.k(k)
+        if attention_mask is not None or self._needs_whole_maps(q, k):
+            scores = _scaled_product(q, k, attn.scale)
+            if attention_mask is not None:
+                scores = scores + attention_mask
+            p, v = self._transform_pv(scores.softmax(-1), v)
+            out = self.p(p) @ self.v(v)
+        else:
+            out = self._attend_in_pieces(q, k, v, attn.scale)
+        out = out.transpose(1, 2).flatten(2)  # (N, T, C)
         return attn.to_out[1](attn.to_out[0](out))
 
 
 def _scaled_product(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Q k^T * scale, (N, heads, T, d) -> (N, heads, T, T'); the factor costs no pass over the product, nor its gradient."""
+    """Q k^T * scale, (..., T, d) -> (..., T, T'); the factor costs no pass over the product, nor its gradient."""
     unused = q.new_empty(1, 1, 1)
-    q, k, size = q.flatten(0, 1), k.flatten(0, 1), q.shape[:2]
-    return torch.baddbmm(unused, q, k.transpose(1, 2), beta=0, alpha=scale).unflatten(0, size)
+    lead = q.shape[:-2]
+    q, k = q.flatten(0, -3), k.flatten(0, -3)
+    return torch.baddbmm(unused, q, k.transpose(1, 2), beta=0, alpha=scale).unflatten(0, lead)
 
 
 def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAttention]:

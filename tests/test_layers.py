@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from passionsr import layers
 from passionsr.files import UserError
 from passionsr.layers import (
     AttentionConfig,
@@ -209,6 +210,47 @@ def test_attention_probabilities_come_from_quantized_q_and_k():
         quantized(x, context)
     assert not torch.equal(quantized_p, seen["p"])
     torch.testing.assert_close(quantized_p.sum(-1), torch.ones_like(quantized_p.sum(-1)))
+
+
+@pytest.mark.parametrize("piece", [100, 1000, 7 * 7 * 3])
+@pytest.mark.parametrize("let", [False, True])
+def test_attention_in_pieces_is_attention(monkeypatch, piece, let):
+    """The same values to the bit and, summed in another order, the same gradients (float64)."""
+    _, quantized, processor, x, _ = attention_pair(cross=False, let=let)
+    with observing(quantized):
+        quantized(x)
+    processor.requires_grad_(True)
+
+    def step():
+        x.grad = None
+        processor.zero_grad()
+        out = quantized(x.requires_grad_(True))
+        out.square().sum().backward()
+        return out.detach(), [x.grad, *(p.grad.clone() for p in processor.parameters())]
+
+    out, gradients = step()
+    assert out.unique().numel() > 1
+    monkeypatch.setattr(layers, "KEPT_MAPS", 0)
+    monkeypatch.setattr(layers, "piece_size", lambda like: piece)
+    seen = []
+    processor.p.register_forward_hook(lambda *_: seen.append(1))
+    pieces, piece_gradients = step()
+    assert not seen  # P was not made at once
+    assert torch.equal(pieces, out)
+    for one, other in zip(piece_gradients, gradients, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+    with torch.no_grad():
+        assert torch.equal(quantized(x), out)
+
+
+def test_statistics_of_p_are_taken_of_the_whole(monkeypatch):
+    _, quantized, processor, x, _ = attention_pair(cross=False)
+    monkeypatch.setattr(layers, "piece_size", lambda like: 10)
+    sizes = []
+    processor.p.register_forward_hook(lambda _, args, out: sizes.append(args[0].shape))
+    with torch.no_grad(), observing(quantized):
+        quantized(x)
+    assert sizes == [(2, 2, 7, 7)]
 
 
 def test_attention_refuses_another_token_count():

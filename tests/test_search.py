@@ -6,7 +6,9 @@ import pytest
 import torch
 from vectors import load, relative
 
+import passionsr.quant.search as search_module
 from passionsr.quant.observers import RangeObserver
+from passionsr.quant.primitives import fake_quantize
 from passionsr.quant.quantizers import Phase, Quantizer, observing, set_phase
 from passionsr.quant.search import (
     BINS,
@@ -285,3 +287,30 @@ def test_settle_keeps_the_function():
         assert torch.equal(quantizer(x), before)
     with set_phase(quantizer, Phase.FLOAT):
         assert torch.equal(quantizer(x), x)
+
+
+def test_fewer_candidates_are_a_coarser_search():
+    """1 candidate is the extremes; the widths of 4 are among those of 8, so 8 are never worse."""
+    rows = torch.randn(3, 200, generator=torch.Generator().manual_seed(0))
+    spec = QuantSpec(bits=4, per_channel=True)
+    extremes = rows.abs().amax(1)
+    errors = []
+    for count in (1, 4, 8):
+        lower, upper = symmetric_search(rows, spec, count)
+        share = upper / extremes * count
+        torch.testing.assert_close(share, share.round(), rtol=1e-6, atol=0)
+        bounds = lower[:, None], upper[:, None], spec.levels, spec.form
+        errors.append((fake_quantize(rows, *bounds) - rows).abs().pow(POWER).mean(1))
+    assert bool((errors[0] >= errors[1]).all() and (errors[1] >= errors[2]).all())
+    assert not torch.equal(errors[0], errors[2])
+
+
+@pytest.mark.parametrize("search", [shrink_search, symmetric_search])
+def test_blocks_do_not_change_what_is_found(monkeypatch, search):
+    """Ranges and candidates are scored a block at a time."""
+    rows = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
+    spec = QuantSpec(bits=3, per_channel=True)
+    whole = search(rows, spec)
+    monkeypatch.setattr(search_module, "piece_size", lambda like: 120)  # two ranges, one candidate
+    for one, other in zip(search(rows, spec), whole, strict=True):
+        assert torch.equal(one, other)

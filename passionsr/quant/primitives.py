@@ -96,6 +96,12 @@ def _clips(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> 
 
 
 PIECE = 1 << 18  # elements: what stays in a core's cache through a chain of operations
+DEVICE_PIECE = 1 << 26  # elsewhere: what bounds memory and still fills the device
+
+
+def piece_size(like: Tensor) -> int:
+    """Elements to work on at a time where a large tensor is made and used up in pieces."""
+    return PIECE if like.device.type == "cpu" else DEVICE_PIECE
 
 
 def _at_once(lower: Tensor, *tensors: Tensor) -> bool:

@@ -185,6 +185,20 @@ class Quantizer(nn.Module):
             codes.to(self.lower.dtype), *self._bounds(codes), self.spec.levels, self.spec.form
         )
 
+    @property
+    def is_pure(self) -> bool:
+        """Whether `forward` of a part is that part of `forward`: no statistics are taken, no state moves."""
+        stale = self.spec.form is Form.INT_ZP_STALE and not self.settled
+        return self.phase is not Phase.OBSERVING and not stale
+
+    def with_bounds_of(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+        """`forward` for the parts of a tensor under one range, its bounds looked up once."""
+        if self.phase is Phase.FLOAT:
+            return lambda x: x
+        assert self.is_pure
+        lower, upper = self._bounds(like)
+        return lambda x: fake_quantize(x, lower, upper, self.spec.levels, self.spec.form)
+
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
         if self.phase is Phase.QUANTIZED:

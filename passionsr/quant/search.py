@@ -11,13 +11,12 @@ from collections.abc import Callable, Iterable
 import torch
 from torch import Tensor
 
-from passionsr.quant.primitives import dequantize, quantize
+from passionsr.quant.primitives import dequantize, piece_size, quantize
 from passionsr.quant.spec import Form, QuantSpec
 
 RangeSearch = Callable[[Tensor, QuantSpec], tuple[Tensor, Tensor]]
 POWER = 2.4
 BINS = 8192
-CHUNK = 1 << 22  # elements x candidates held at once
 
 
 def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -47,26 +46,32 @@ def _score(
 
 
 def _best(
-    rows: Tensor, levels: int, candidates: Iterable[tuple[Tensor, Tensor]]
+    rows: Tensor, levels: int, tables: Iterable[tuple[Tensor, Tensor]]
 ) -> tuple[Tensor, Tensor]:
-    """The best of candidate bounds, which come in chunks of (ranges, candidates)."""
+    """The best of candidate bounds, which come in tables of (ranges, candidates)."""
     values, weights = _condense(rows)
     best = torch.full((rows.shape[0], 1), torch.inf, dtype=rows.dtype)
     lower, upper = torch.zeros_like(best), torch.zeros_like(best)
-    for low, high in candidates:
-        score, index = _score(values, weights, low, high, levels).min(1, keepdim=True)
-        better = score < best
-        best = torch.where(better, score, best)
-        lower = torch.where(better, low.gather(1, index), lower)
-        upper = torch.where(better, high.gather(1, index), upper)
+    height, width = _block(values)
+    for table in tables:
+        for low_i, high_i, values_i, best_i, lower_i, upper_i in zip(
+            *(t.split(height) for t in (*table, values, best, lower, upper)), strict=True
+        ):
+            for low, high in zip(low_i.split(width, 1), high_i.split(width, 1), strict=True):
+                score, index = _score(values_i, weights, low, high, levels).min(1, keepdim=True)
+                better = score < best_i
+                best_i.copy_(torch.where(better, score, best_i))
+                lower_i.copy_(torch.where(better, low.gather(1, index), lower_i))
+                upper_i.copy_(torch.where(better, high.gather(1, index), upper_i))
     return lower[:, 0], upper[:, 0]
 
 
-def _chunked(rows: Tensor, lower: Tensor, upper: Tensor) -> Iterable[tuple[Tensor, Tensor]]:
-    """Split candidates (ranges, candidates) so that a chunk times the elements stays below CHUNK."""
-    elements = rows.shape[0] * min(rows.shape[1], BINS if rows.shape[0] == 1 else rows.shape[1])
-    size = max(1, CHUNK // elements)
-    return zip(lower.split(size, 1), upper.split(size, 1), strict=True)
+def _block(values: Tensor) -> tuple[int, int]:
+    """(ranges, candidates) to score at a time, so that they and their elements are about one piece."""
+    ranges, elements = values.shape
+    size = max(1, piece_size(values) // elements)
+    height = min(ranges, size)
+    return height, max(1, size // height)
 
 
 def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tuple[Tensor, Tensor]:
@@ -77,30 +82,31 @@ def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tup
     factors = 1 - 0.01 * torch.arange(80, dtype=rows.dtype)
     low = torch.zeros_like(rows[:, 0]) if from_zero else rows.amin(1)
     lower, upper = low[:, None] * factors, rows.amax(1)[:, None] * factors
-    return _best(rows, spec.levels, _chunked(rows, lower, upper))
+    return _best(rows, spec.levels, [(lower, upper)])
 
 
-def symmetric_search(rows: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """PTQ4DM's 1-D search: [-t, t], t = T i / 100; one-sided where the whole tensor is (methods.md 5.2)."""
+def symmetric_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
+    """PTQ4DM's 1-D search: [-t, t], t = T i / candidates; one-sided where the whole tensor is (methods.md 5.2)."""
     # In this order: the zero point -t / scale is an exact half, and float rounding decides its side (13.2).
-    t = rows.abs().amax(1)[:, None] / 100 * torch.arange(1, 101, dtype=rows.dtype)
+    steps = torch.arange(1, candidates + 1, dtype=rows.dtype)
+    t = rows.abs().amax(1)[:, None] / candidates * steps
     zero = torch.zeros_like(t)
     lower = zero if rows.amin() >= 0 else -t
     upper = zero if rows.amax() <= 0 else t
-    return _best(rows, spec.levels, _chunked(rows, lower, upper))
+    return _best(rows, spec.levels, [(lower, upper)])
 
 
-def two_sided_search(rows: Tensor, spec: QuantSpec) -> tuple[Tensor, Tensor]:
-    """PTQ4DM's 2-D search: widths (max - min) i / 100 times every zero point; one-sided as above (5.2)."""
+def two_sided_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
+    """PTQ4DM's 2-D search: widths (max - min) i / candidates times every zero point; one-sided as above (5.2)."""
     if rows.amin() >= 0 or rows.amax() <= 0:
-        return symmetric_search(rows, spec)
+        return symmetric_search(rows, spec, candidates)
     low, high = rows.amin(1), rows.amax(1)
     zero_points = torch.arange(spec.levels + 1, dtype=rows.dtype)
 
-    def candidates() -> Iterable[tuple[Tensor, Tensor]]:
-        for i in range(1, 101):
-            width = ((high - low) / 100 * i)[:, None]
+    def tables() -> Iterable[tuple[Tensor, Tensor]]:
+        for i in range(1, candidates + 1):
+            width = ((high - low) / candidates * i)[:, None]
             shift = zero_points * (width / spec.levels)
-            yield from _chunked(rows, -shift, width - shift)
+            yield -shift, width - shift
 
-    return _best(rows, spec.levels, candidates())
+    return _best(rows, spec.levels, tables())
