@@ -376,7 +376,7 @@ class QuantizedAttention(nn.Module):
         """
         s = self._scale_pv(k.shape[2])
         v = self.v(v if s is None else v / s[:, None])
-        quantize = self.p.with_bounds_of(q)
+        quantize = self.p.with_current_bounds()
 
         def piece(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             p = _scaled_product(q, k, scale).softmax(-1)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 
-from passionsr.quant import primitives
 from passionsr.quant.observers import RangeObserver
 from passionsr.quant.primitives import dequantize, fake_quantize, quantize, round_half_away
 from passionsr.quant.quantizers import Phase, Quantizer, observing, set_phase
@@ -193,25 +192,3 @@ def test_constant_tensor_has_a_scale():
     zero = torch.zeros(3)
     quantizer.set_bounds(*quantizer.observe(zero))
     assert torch.equal(quantizer(zero), zero)
-
-
-@pytest.mark.parametrize("clipping", [False, True])
-@pytest.mark.parametrize("form", [f for f in Form if f is not Form.INT_ZP_STALE])
-def test_in_pieces(form, clipping, monkeypatch):
-    """Large tensors are worked on in pieces: the same values; gradients to rounding of their sums (float64, 1e-12)."""
-    x = torch.randn(3, 7, 11, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    grad = torch.randn(x.shape, dtype=x.dtype, generator=torch.Generator().manual_seed(1))
-    made = []
-    for piece in (primitives.PIECE, 20):
-        monkeypatch.setattr(primitives, "PIECE", piece)
-        share = 0.5 if clipping else 1.1
-        values = [t.clone().requires_grad_(True) for t in (x, x.min() * share, x.max() * share)]
-        out = fake_quantize(*values, 15, form)
-        out.backward(grad)
-        made.append([out.detach(), *(v.grad for v in values)])
-    whole, pieces = made
-    assert len(list(primitives._pieces(values[1], x, x))) == 12
-    assert torch.equal(whole[0], pieces[0])
-    assert torch.equal(whole[1], pieces[1])
-    for a, b in zip(whole[2:], pieces[2:], strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-12)

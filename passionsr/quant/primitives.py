@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from functools import reduce
-
 import torch
 from torch import Tensor
 
 from passionsr.quant.spec import Form
 
 MIN_WIDTH = 1e-6
+REAL_ZP_SLACK = (
+    1e-4  # a real zero point comes back from the bounds with float noise: codes 0 and n are inside
+)
 
 
 def round_half_away(x: Tensor) -> Tensor:
@@ -56,7 +56,7 @@ def dequantize(codes: Tensor, lower: Tensor, upper: Tensor, levels: int, form: F
 
 
 def _positive(x: Tensor) -> Tensor:
-    """1.0 where x > 0, else 0.0, in place: several times faster than a comparison, whose result is boolean."""
+    """1.0 where x > 0, else 0.0, in place."""
     return x.clamp_(min=0).sign_()
 
 
@@ -70,29 +70,8 @@ def _clipped(
         return 1 - _positive(upper - x), 1 - _positive(x - lower)
     scale = scale_of(lower, upper, levels)
     codes = _round(x / scale, form) - zero_of(lower, scale, form)
-    # A real zero point comes back from the bounds with float noise: codes 0 and n are inside.
-    slack = 1e-4 if form is Form.REAL_ZP else 0.0
+    slack = REAL_ZP_SLACK if form is Form.REAL_ZP else 0.0
     return _positive(codes - (levels + slack)), _positive(-slack - codes)
-
-
-def _extremes(x: Tensor, lower: Tensor) -> tuple[Tensor, Tensor]:
-    """Minimum and maximum of x per range, or per channel of a split range, shaped like the bounds."""
-    if lower.ndim == 0:
-        return torch.aminmax(x)
-    dims = [d for d, size in enumerate(lower.shape) if size == 1]
-    if not dims:
-        return x, x
-    # Two reductions: faster than torch.aminmax over a dimension, and ten times faster than comparing all.
-    return x.amin(dims, keepdim=True), x.amax(dims, keepdim=True)
-
-
-def _clips(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> bool:
-    """Whether quantization clips anything, which the extremes of each range show."""
-    low, high = _extremes(x, lower)
-    if form is Form.REAL_OFFSET:
-        return bool(((low < lower) | (high > upper)).any())
-    masks = [_clipped(end, lower, upper, levels, form) for end in (low, high)]
-    return any(bool(mask.any()) for pair in masks for mask in pair)
 
 
 PIECE = 1 << 18  # elements: what stays in a core's cache through a chain of operations
@@ -104,37 +83,17 @@ def piece_size(like: Tensor) -> int:
     return PIECE if like.device.type == "cpu" else DEVICE_PIECE
 
 
-def _at_once(lower: Tensor, *tensors: Tensor) -> bool:
-    small = lower.ndim > 0 or tensors[0].numel() <= PIECE or tensors[0].device.type != "cpu"
-    return small or not all(t.is_contiguous() for t in tensors)
-
-
-def _pieces(lower: Tensor, *tensors: Tensor) -> Iterator[tuple[Tensor, ...]]:
-    """The tensors, of one shape; on a CPU large ones under one range in pieces, so that a chain of operations reads memory once."""
-    if _at_once(lower, *tensors):
-        return iter([tensors])
-    return zip(*(t.view(-1).split(PIECE) for t in tensors), strict=True)
-
-
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with exact bound gradients (methods.md 8.2), inclusive at the bounds.
 
     torch.clamp is avoided on purpose: since torch 2.14 its gradient is 0 at the bound, where codes 0
     and n sit after rounding (methods.md 13.1). Only x, its quantized copy (which the next operation keeps
-    anyway) and the bounds are saved. Calibrated ranges mostly clip nothing, which the extremes of x show.
+    anyway) and the bounds are saved.
     """
 
     @staticmethod
     def forward(ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form) -> Tensor:
-        def through_codes(x: Tensor) -> Tensor:
-            return dequantize(quantize(x, lower, upper, levels, form), lower, upper, levels, form)
-
-        if _at_once(lower, x):
-            out = through_codes(x)
-        else:
-            out = torch.empty_like(x)
-            for piece, made in _pieces(lower, x, out):
-                made.copy_(through_codes(piece))
+        out = dequantize(quantize(x, lower, upper, levels, form), lower, upper, levels, form)
         ctx.save_for_backward(x, out, lower, upper)
         ctx.levels, ctx.form = levels, form
         return out
@@ -143,36 +102,21 @@ class _FakeQuantize(torch.autograd.Function):
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, out, lower, upper = ctx.saved_tensors
         levels, form = ctx.levels, ctx.form
-        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        clips = _clips(x, lower, upper, levels, form)
-        if not (clips or learns):
-            return grad, None, None, None, None
-        grad_x = torch.empty_like(grad) if clips else grad
-        sums = []  # of each piece: residual, clipped above, clipped below
-        for x_i, out_i, grad_i, grad_x_i in _pieces(lower, x, out, grad, grad_x):
-            clipped = ()
-            if clips:
-                above, below = _clipped(x_i, lower, upper, levels, form)
-                clipped = above.mul_(grad_i), below.mul_(grad_i)
-                torch.sub(grad_i, clipped[0], out=grad_x_i).sub_(clipped[1])
-            if learns:
-                terms = ((out_i - x_i).mul_(grad_x_i), *clipped)
-                sums.append([term.sum_to_size(lower.shape) for term in terms])
-        if not learns:
+        above, below = (side.mul_(grad) for side in _clipped(x, lower, upper, levels, form))
+        grad_x = (grad - above).sub_(below)
+        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
             return grad_x, None, None, None, None
-        inner, *sum_clipped = (reduce(torch.add, terms) for terms in zip(*sums, strict=True))
+        inner, above, below = (
+            term.sum_to_size(lower.shape) for term in ((out - x).mul_(grad_x), above, below)
+        )
         # Inside, x_hat - x is the rounding residual in units of x; its share of the range is d x_hat / d upper.
         inner = inner / (upper - lower).clamp_min(MIN_WIDTH)
-        grad_lower, grad_upper = -inner, inner
-        if clips:
-            sum_above, sum_below = sum_clipped
-            grad_lower, grad_upper = grad_lower + sum_below, grad_upper + sum_above
-            if form is not Form.REAL_OFFSET:
-                # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
-                scale = scale_of(lower, upper, levels)
-                excess = (zero_of(lower, scale, form) - lower / scale) / levels
-                drift = excess * (sum_above + sum_below)
-                grad_lower, grad_upper = grad_lower - drift, grad_upper + drift
+        grad_lower, grad_upper = below - inner, above + inner
+        if form is not Form.REAL_OFFSET:
+            # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
+            scale = scale_of(lower, upper, levels)
+            drift = (zero_of(lower, scale, form) - lower / scale) / levels * (above + below)
+            grad_lower, grad_upper = grad_lower - drift, grad_upper + drift
         return grad_x, grad_lower, grad_upper, None, None
 
 

@@ -9,6 +9,7 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
+from passionsr.quant import fused
 from passionsr.quant.observers import RangeMode, RangeObserver
 from passionsr.quant.primitives import (
     dequantize,
@@ -98,12 +99,17 @@ class Quantizer(nn.Module):
         """The group, 0 or 1, of each of `size` channels."""
         index = self._index
         if index is None or index.shape[0] != size or index.device != self.lower.device:
-            first = size // 2 if self.spec.split == HALF else self.spec.split
-            self._index = (torch.arange(size) >= first).long().to(self.lower.device)
+            self._index = (torch.arange(size) >= self._first(size)).long().to(self.lower.device)
         return self._index
 
-    def _expand(self, bound: Tensor, like: Tensor) -> Tensor:
+    def _first(self, size: int) -> int:
+        """How many of `size` channels are in the first of two groups."""
+        return size // 2 if self.spec.split == HALF else self.spec.split
+
+    def _broadcast(self, bound: Tensor, like: Tensor) -> Tensor:
         """Bounds -> a tensor that broadcasts against `like`."""
+        if bound.numel() == 1:
+            return bound.reshape(())
         axis = self.spec.channel_axis
         if self.spec.groups > 1:
             bound = bound.index_select(-1, self.group_of(like.shape[axis]))
@@ -115,9 +121,7 @@ class Quantizer(nn.Module):
 
     def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = self.bounds()
-        if self.spec.groups == 1 and not self.spec.per_channel:
-            return lower.reshape(()), upper.reshape(())
-        return self._expand(lower, like), self._expand(upper, like)
+        return self._broadcast(lower, like), self._broadcast(upper, like)
 
     def grid(self, like: Tensor) -> tuple[Tensor, Tensor]:
         """(scale, zero_point) in the standard sign, broadcastable against `like`."""
@@ -191,21 +195,41 @@ class Quantizer(nn.Module):
         stale = self.spec.form is Form.INT_ZP_STALE and not self.settled
         return self.phase is not Phase.OBSERVING and not stale
 
-    def with_bounds_of(self, like: Tensor) -> Callable[[Tensor], Tensor]:
+    def _fake_quantize(self, x: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
+        """Fake quantization with `bounds` in the shape of the parameters."""
+        levels, form = self.spec.levels, self.spec.form
+        if not fused.serves(x, bounds[0]):
+            expanded = (self._broadcast(bound, x) for bound in bounds)
+            return fake_quantize(x, *expanded, levels, form)
+        shape, cut = self._rows_and_cut(x.shape)
+        return fused.fake_quantize_rows(x, *bounds, levels, form, shape, cut)
+
+    def _rows_and_cut(self, shape: torch.Size) -> tuple[tuple[int, int, int], int]:
+        """A tensor's shape as (outer, rows, columns): a row per range or pair of ranges, which meet at the column returned."""
+        rows = shape[0] if self.spec.per_channel else 1
+        if self.spec.groups == 1:
+            columns = shape.numel() // rows
+            return (1, rows, columns), columns
+        axis = self.spec.channel_axis % len(shape)
+        inner = shape[axis + 1 :].numel()
+        outer = shape[:axis].numel() // rows
+        return (outer, rows, shape[axis] * inner), self._first(shape[axis]) * inner
+
+    def with_current_bounds(self) -> Callable[[Tensor], Tensor]:
         """`forward` for the parts of a tensor under one range, its bounds looked up once."""
         if self.phase is Phase.FLOAT:
             return lambda x: x
         assert self.is_pure
-        lower, upper = self._bounds(like)
-        return lambda x: fake_quantize(x, lower, upper, self.spec.levels, self.spec.form)
+        assert self.lower.numel() == 1
+        bounds = self.bounds()
+        return lambda x: self._fake_quantize(x, bounds)
 
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
         if self.phase is Phase.QUANTIZED:
-            lower, upper = self._bounds(x)
             if self.spec.form is Form.INT_ZP_STALE and not self.settled:
-                return self._stale(x, lower, upper)
-            return fake_quantize(x, lower, upper, self.spec.levels, self.spec.form)
+                return self._stale(x, *self._bounds(x))
+            return self._fake_quantize(x, self.bounds())
         if self.phase is Phase.OBSERVING and self.observer is not None:
             bounds = self.observe(x) if self.find is None else self.find(self, x)
             self.observer.update(*bounds)

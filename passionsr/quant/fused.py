@@ -1,0 +1,349 @@
+"""Fake quantization on a CPU in one pass over memory: numba loops that do to each value what `primitives` does by a chain of torch operations.
+
+The chain is the definition, and serves every other device and type. Values and gradients of x are equal to its to
+the bit (tests/test_fused.py); sums for bound gradients are taken in blocks, then in double precision.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numba import njit
+from torch import Tensor
+
+from passionsr.quant.primitives import MIN_WIDTH, REAL_ZP_SLACK
+from passionsr.quant.spec import Form
+
+# What decides a value's code, its zero point and where it clips, see `primitives.quantize`.
+REAL_OFFSET, AWAY, EVEN, REAL_ZP, LSQ = range(5)
+KINDS = {
+    Form.REAL_OFFSET: REAL_OFFSET,
+    Form.INT_ZP: AWAY,
+    Form.INT_ZP_STALE: AWAY,
+    Form.AFFINE: EVEN,
+    Form.REAL_ZP: REAL_ZP,
+    Form.LSQ: LSQ,
+}
+BLOCK = 4096  # values summed in their own precision before the sum goes on in double
+
+
+@njit(inline="always", error_model="numpy")
+def _round_half_away(t, half):
+    away = np.floor(abs(t) + half)
+    return away if t >= 0 else -away
+
+
+@njit(inline="always", error_model="numpy")
+def _grid(lower, upper, levels, half, min_width, kind):
+    """(scale, shift): what x is divided by, and the code offset, or the lower bound in the form REAL_OFFSET."""
+    width = upper - lower
+    scale = (min_width if width < min_width else width) / levels
+    if kind == REAL_OFFSET:
+        return scale, lower
+    zero = lower / scale
+    if kind == REAL_ZP:
+        return scale, zero
+    return scale, _round_half_away(zero, half) if kind == AWAY else np.rint(zero)
+
+
+@njit(inline="always", error_model="numpy")
+def _code(x, scale, shift, half, kind):
+    """The code before clamping; in the form REAL_OFFSET before rounding, too."""
+    if kind == REAL_OFFSET:
+        return (x - shift) / scale
+    t = x / scale
+    return (_round_half_away(t, half) if kind == AWAY else np.rint(t)) - shift
+
+
+@njit(inline="always", error_model="numpy")
+def _value(x, lower, scale, shift, levels, zero, half, kind):
+    """The fake-quantized value."""
+    t = _code(x, scale, shift, half, kind)
+    t = zero if t < zero else t
+    t = levels if t > levels else t
+    if kind == REAL_OFFSET:
+        return np.floor(t + half) * scale + lower
+    return (t + shift) * scale
+
+
+@njit(inline="always", error_model="numpy")
+def _sides(x, grad, lower, upper, scale, shift, levels, zero, half, slack, kind):
+    """The gradient where x is clipped above, and below, else 0."""
+    if kind == REAL_OFFSET:
+        return (grad if x > upper else zero), (grad if x < lower else zero)
+    if kind == LSQ:
+        return (grad if x >= upper else zero), (grad if x <= lower else zero)
+    t = _code(x, scale, shift, half, kind)
+    return (grad if t > levels + slack else zero), (grad if t < -slack else zero)
+
+
+def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
+    """Compiled at the first call, and kept on disk where a folder can be written to."""
+    options |= {"nogil": True, "error_model": "numpy"}
+    try:
+        return njit(function, cache=True, **options)
+    except RuntimeError:
+        return njit(function, **options)
+
+
+@functools.cache
+def _forward_of(kind: int) -> Callable[..., None]:
+    """Fills `out`. x, out: (outer, rows, columns); lower, upper: (rows, groups), the second group from column `cut` on."""
+
+    def forward(x, out, lower, upper, cut, constants):
+        zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
+        outer, rows, columns = x.shape
+        for r in range(rows):
+            for g in range(lower.shape[1]):
+                low = lower[r, g]
+                scale, shift = _grid(low, upper[r, g], levels, half, min_width, kind)
+                first, end = (0, cut) if g == 0 else (cut, columns)
+                for o in range(outer):
+                    for i in range(first, end):
+                        out[o, r, i] = _value(
+                            x[o, r, i], low, scale, shift, levels, zero, half, kind
+                        )
+
+    return _compiled(forward)
+
+
+@functools.cache
+def _interleaved_forward_of(kind: int) -> Callable[..., None]:
+    """`_forward_of` where two ranges alternate along x (many, period): bounds are given per position of the period."""
+
+    def forward(x, out, lower, scale, shift, constants):
+        zero, half, levels = constants[0], constants[1], constants[2]
+        many, period = x.shape
+        for o in range(many):
+            for i in range(period):
+                out[o, i] = _value(x[o, i], lower[i], scale[i], shift[i], levels, zero, half, kind)
+
+    return _compiled(forward)
+
+
+@functools.cache
+def _backward_of(kind: int, learns: bool) -> Callable[..., None]:
+    """Fills `grad_x`; where the bounds learn, adds to sums (3, rows, groups): see `_bound_gradients`."""
+
+    def backward(x, out, grad, grad_x, lower, upper, cut, constants, sums):
+        zero, half, levels, min_width, slack = (
+            constants[0], constants[1], constants[2], constants[3], constants[4],
+        )  # fmt: skip
+        outer, rows, columns = x.shape
+        for r in range(rows):
+            for g in range(lower.shape[1]):
+                low, high = lower[r, g], upper[r, g]
+                scale, shift = _grid(low, high, levels, half, min_width, kind)
+                first, end = (0, cut) if g == 0 else (cut, columns)
+                for o in range(outer):
+                    for start in range(first, end, BLOCK):
+                        inner, above, below = zero, zero, zero
+                        for i in range(start, min(start + BLOCK, end)):
+                            v, d = x[o, r, i], grad[o, r, i]
+                            a, b = _sides(
+                                v, d, low, high, scale, shift, levels, zero, half, slack, kind
+                            )
+                            d = d - a - b
+                            grad_x[o, r, i] = d
+                            if learns:
+                                inner += (out[o, r, i] - v) * d
+                                above += a
+                                below += b
+                        sums[0, r, g] += inner
+                        sums[1, r, g] += above
+                        sums[2, r, g] += below
+
+    # Lanes may sum in any order; nothing else here depends on order.
+    return _compiled(backward, fastmath={"reassoc"})
+
+
+@functools.cache
+def _interleaved_backward_of(kind: int, learns: bool) -> Callable[..., None]:
+    """`_backward_of` for what `_interleaved_forward_of` takes; second: 1.0 where a position is in the second range."""
+
+    def backward(x, out, grad, grad_x, lower, upper, scale, shift, second, constants, sums):
+        zero, half, levels, slack = constants[0], constants[1], constants[2], constants[4]
+        many, period = x.shape
+        for o in range(many):
+            inner, above, below = zero, zero, zero
+            inner_2, above_2, below_2 = zero, zero, zero
+            for i in range(period):
+                v, d, share = x[o, i], grad[o, i], second[i]
+                a, b = _sides(
+                    v, d, lower[i], upper[i], scale[i], shift[i], levels, zero, half, slack, kind
+                )
+                d = d - a - b
+                grad_x[o, i] = d
+                if learns:
+                    residual = (out[o, i] - v) * d
+                    inner += residual
+                    above += a
+                    below += b
+                    inner_2 += residual * share
+                    above_2 += a * share
+                    below_2 += b * share
+            sums[0, 0, 0] += inner - inner_2
+            sums[1, 0, 0] += above - above_2
+            sums[2, 0, 0] += below - below_2
+            sums[0, 0, 1] += inner_2
+            sums[1, 0, 1] += above_2
+            sums[2, 0, 1] += below_2
+
+    return _compiled(backward, fastmath={"reassoc"})
+
+
+@functools.cache
+def _bound_gradients_of(kind: int) -> Callable[..., None]:
+    """Fills the gradients of the bounds; `primitives` explains the formulas.
+
+    sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is clipped above, and below.
+    """
+
+    def gradients(lower, upper, constants, sums, grad_lower, grad_upper):
+        half, levels, min_width = constants[1], constants[2], constants[3]
+        for r in range(lower.shape[0]):
+            for g in range(lower.shape[1]):
+                inner, above, below = sums[0, r, g], sums[1, r, g], sums[2, r, g]
+                width = upper[r, g] - lower[r, g]
+                inner /= min_width if width < min_width else width
+                drift = 0.0
+                if kind != REAL_OFFSET:
+                    scale, shift = _grid(lower[r, g], upper[r, g], levels, half, min_width, kind)
+                    drift = (shift - lower[r, g] / scale) / levels * (above + below)
+                grad_lower[r, g] = below - inner - drift
+                grad_upper[r, g] = above + inner + drift
+
+    return _compiled(gradients)
+
+
+@functools.cache
+def _grids_of(kind: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+    """(scale, shift) of bounds in an array."""
+
+    def grids(lower, upper, constants):
+        scale, shift = np.empty_like(lower), np.empty_like(lower)
+        for i in range(len(lower)):
+            scale[i], shift[i] = _grid(
+                lower[i], upper[i], constants[2], constants[1], constants[3], kind
+            )
+        return scale, shift
+
+    return _compiled(grids)
+
+
+@functools.cache
+def _constants(dtype: torch.dtype, levels: int, form: Form) -> np.ndarray:
+    slack = REAL_ZP_SLACK if form is Form.REAL_ZP else 0.0
+    return torch.tensor([0.0, 0.5, levels, MIN_WIDTH, slack], dtype=dtype).numpy()
+
+
+def serves(x: Tensor, lower: Tensor) -> bool:
+    """Whether this device and these types are served here."""
+    return (
+        x.device.type == "cpu"
+        and x.dtype is lower.dtype
+        and x.dtype in (torch.float32, torch.float64)
+    )
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """How a tensor's values lie under their bounds.
+
+    shape: (outer, rows, columns), a row of bounds for each of `rows`; with two groups the second begins at column `cut`.
+    period: not 0 where two groups alternate in runs too short for a loop of their own: the length after which they repeat.
+    """
+
+    shape: tuple[int, int, int]
+    cut: int
+    groups: int
+
+    @functools.cached_property
+    def period(self) -> int:
+        outer, rows, columns = self.shape
+        if self.groups == 1 or rows > 1 or columns >= BLOCK:
+            return 0
+        return columns * math.gcd(outer, BLOCK // columns)
+
+    def spread(self, bound: np.ndarray) -> np.ndarray:
+        """Bounds (1, 2) for every position of the period."""
+        columns = self.shape[2]
+        once = np.repeat(bound[0], (self.cut, columns - self.cut))
+        return np.tile(once, self.period // columns)
+
+
+class _FusedFakeQuantize(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form, layout: _Layout
+    ) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        kind, constants = KINDS[form], _constants(x.dtype, levels, form)
+        table = layout.shape[1], layout.groups
+        low, high = (t.detach().numpy().reshape(table) for t in (lower, upper))
+        values, made = x.detach().numpy(), out.numpy()
+        period = layout.period
+        if period:
+            low, high = layout.spread(low), layout.spread(high)
+            grids = _grids_of(kind)(low, high, constants)
+            flat = values.reshape(-1, period), made.reshape(-1, period)
+            _interleaved_forward_of(kind)(*flat, low, *grids, constants)
+        else:
+            shaped = values.reshape(layout.shape), made.reshape(layout.shape)
+            _forward_of(kind)(*shaped, low, high, layout.cut, constants)
+        ctx.save_for_backward(x, out, lower, upper)
+        ctx.rest = kind, constants, layout
+        return out
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, out, lower, upper = ctx.saved_tensors
+        kind, constants, layout = ctx.rest
+        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(grad)
+        table = layout.shape[1], layout.groups
+        low, high = (t.detach().numpy().reshape(table) for t in (lower, upper))
+        tensors = [t.detach().numpy() for t in (x, out, grad, grad_x)]
+        sums = np.zeros((3, *table))
+        period = layout.period
+        if period:
+            ends = layout.spread(low), layout.spread(high)
+            grids = _grids_of(kind)(*ends, constants)
+            second = layout.spread(np.array([[0, 1]], low.dtype))
+            flat = (t.reshape(-1, period) for t in tensors)
+            run = _interleaved_backward_of(kind, learns)
+            run(*flat, *ends, *grids, second, constants, sums)
+        else:
+            shaped = (t.reshape(layout.shape) for t in tensors)
+            _backward_of(kind, learns)(*shaped, low, high, layout.cut, constants, sums)
+        if not learns:
+            return grad_x, None, None, None, None, None
+        gradients = torch.empty(lower.shape, dtype=x.dtype), torch.empty(upper.shape, dtype=x.dtype)
+        made = (t.numpy().reshape(table) for t in gradients)
+        _bound_gradients_of(kind)(low, high, constants, sums, *made)
+        return grad_x, *gradients, None, None, None
+
+
+def fake_quantize_rows(
+    x: Tensor,
+    lower: Tensor,
+    upper: Tensor,
+    levels: int,
+    form: Form,
+    shape: tuple[int, int, int],
+    cut: int,
+) -> Tensor:
+    """`primitives.fake_quantize` of a CPU tensor seen as (outer, rows, columns).
+
+    lower, upper: (rows, groups) or (groups,) for one row, contiguous; two groups meet at column `cut`.
+    """
+    layout = _Layout(shape, cut, lower.shape[-1])
+    return _FusedFakeQuantize.apply(x, lower, upper, levels, form, layout)

@@ -1,0 +1,160 @@
+"""The numba loops against the chain of torch operations, which is their oracle and serves every other device and type."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from passionsr.quant import fused
+from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.spec import HALF, Form, QuantSpec
+
+FORMS = [f for f in Form if f is not Form.INT_ZP_STALE]
+LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
+    "tensor": ((3, 7, 11), {}, ()),
+    "tensor, long": ((2, 5000), {}, ()),  # more than one block of a sum
+    "channel": ((6, 4, 3, 3), {"per_channel": True}, (6, 4)),
+    "split weight": ((6, 4, 3, 3), {"per_channel": True, "split": 1}, (6, 4)),
+    "split linear weight": ((6, 10), {"per_channel": True, "split": 5}, (6, 10)),
+    "split map": ((2, 5, 4, 4), {"split": 2}, (5,)),
+    "split tokens' channels": ((2, 5, 8), {"split": 3, "channel_axis": -1}, (8,)),
+    "split tokens' channels, many": ((7, 300, 24), {"split": 9, "channel_axis": -1}, (24,)),
+    "halves of dim 1": ((2, 5, 8), {"split": HALF}, (5,)),
+}
+
+
+def quantizer_of(layout, form, dtype, bits=4):
+    _, options, channels = LAYOUTS[layout]
+    return Quantizer(QuantSpec(bits=bits, form=form, **options), channels).to(dtype)
+
+
+def run(monkeypatch, quantizer, x, grad, fuse):
+    """(values, gradients of x, lower and upper), fused or by the chain."""
+    ran = []
+    rows, serves = fused.fake_quantize_rows, fused.serves
+    with monkeypatch.context() as patch:
+        patch.setattr(fused, "serves", lambda *tensors: fuse and serves(*tensors))
+        patch.setattr(fused, "fake_quantize_rows", lambda *args: ran.append(1) or rows(*args))
+        leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
+        quantizer.requires_grad_(True).zero_grad()
+        out = quantizer(leaf)
+        out.backward(grad)
+    assert bool(ran) == fuse
+    return out.detach(), leaf.grad, quantizer.lower.grad.clone(), quantizer.upper.grad.clone()
+
+
+def random(shape, dtype, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
+
+
+# Values and the gradient of x are one result per value: no tolerance. Bound gradients are sums of up to 10,000 terms
+# in another order: 1e-4 in float32 and 1e-10 in float64 bound the difference amply.
+@pytest.mark.parametrize("clipping", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_fused_is_the_chain(monkeypatch, layout, form, dtype, clipping):
+    x, grad = (random(LAYOUTS[layout][0], dtype, seed) for seed in (0, 1))
+    quantizer = quantizer_of(layout, form, dtype)
+    low, high = quantizer.observe(x)
+    inside = (high - low) * (0.25 if clipping else -0.05)
+    quantizer.set_bounds(low + inside, high - inside)
+    chain = run(monkeypatch, quantizer, x, grad, fuse=False)
+    loops = run(monkeypatch, quantizer, x, grad, fuse=True)
+    assert torch.equal(loops[0], chain[0])
+    assert torch.equal(loops[1], chain[1])
+    assert (loops[1] != grad).any() == clipping
+    tolerance = 1e-4 if dtype is torch.float32 else 1e-10
+    for one, other in zip(loops[2:], chain[2:], strict=True):
+        torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_ties_bounds_and_what_is_not_finite(monkeypatch, form):
+    """Halves between codes, the bounds themselves, zeros of both signs, infinities; NaN stays NaN."""
+    quantizer = quantizer_of("tensor", form, torch.float32)
+    quantizer.set_bounds(torch.tensor([-4.0]), torch.tensor([11.0]))
+    x = torch.tensor([-4.0, -3.5, -2.5, -0.5, -0.0, 0.0, 0.5, 1.5, 10.5, 11.0, 11.5, -4.5])
+    grad = torch.arange(1.0, len(x) + 1)
+    chain = run(monkeypatch, quantizer, x, grad, fuse=False)
+    loops = run(monkeypatch, quantizer, x, grad, fuse=True)
+    for one, other in zip(loops, chain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+    assert torch.equal(loops[0], chain[0])
+    odd = torch.tensor([float("inf"), -float("inf"), float("nan")])
+    with torch.no_grad():
+        assert quantizer(odd)[:2].tolist() == [11.0, -4.0]
+        assert quantizer(odd)[2].isnan()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_range_without_width(monkeypatch, form):
+    quantizer = quantizer_of("tensor", form, torch.float32)
+    quantizer.set_bounds(torch.tensor([0.0]), torch.tensor([0.0]))
+    x, grad = torch.tensor([0.0, 1e-7, 1.0, -1.0]), torch.ones(4)
+    chain = run(monkeypatch, quantizer, x, grad, fuse=False)
+    loops = run(monkeypatch, quantizer, x, grad, fuse=True)
+    for one, other in zip(loops, chain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=0)
+
+
+def test_strided_tensors(monkeypatch):
+    """Attention's heads are a transposed view, and so is their gradient."""
+    x, grad = (random((3, 7, 11), torch.float32, seed) for seed in (0, 1))
+    quantizer = quantizer_of("tensor", Form.AFFINE, torch.float32)
+    view = run(monkeypatch, quantizer, x.transpose(0, 2), grad.transpose(0, 2), fuse=True)
+    plain = run(monkeypatch, quantizer, x, grad, fuse=True)
+    for one, other in zip(view[:2], plain[:2], strict=True):
+        assert torch.equal(one, other.transpose(0, 2))
+
+
+def test_learned_scales_get_their_gradients(monkeypatch):
+    """Bounds that are computed from scale and zero point."""
+    x, grad = (random((3, 7, 11), torch.float64, seed) for seed in (0, 1))
+    quantizer = quantizer_of("tensor", Form.LSQ, torch.float64)
+    found = []
+    for fuse in (False, True):
+        parameters = quantizer.learn_scale()
+        with monkeypatch.context() as patch:
+            patch.setattr(fused, "serves", lambda *_, fuse=fuse: fuse)
+            for parameter in parameters:
+                parameter.requires_grad_(True)
+            quantizer(x).backward(grad)
+        found.append([p.grad for p in parameters])
+    for one, other in zip(*found, strict=True):
+        assert (one != 0).all()
+        torch.testing.assert_close(one, other, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("x", "bound"),
+    [
+        (torch.zeros(2, dtype=torch.bfloat16), torch.zeros(1, dtype=torch.bfloat16)),
+        (torch.zeros(2), torch.zeros(1, dtype=torch.float64)),
+        (torch.zeros(2, device="meta"), torch.zeros(1, device="meta")),
+    ],
+)
+def test_the_chain_serves_the_rest(x, bound):
+    assert not fused.serves(x, bound)
+    assert fused.serves(torch.zeros(2), torch.zeros(1))
+
+
+def test_nothing_needs_a_folder_to_write_to():
+    """A read-only installation without a home compiles in memory."""
+    code = (
+        "import numba.core.caching as caching\n"
+        "caching.CompileResultCacheImpl._locator_classes = []  # as where no folder can be written to\n"
+        "import torch\n"
+        "from passionsr.quant.quantizers import Quantizer\n"
+        "from passionsr.quant.spec import QuantSpec\n"
+        "quantizer = Quantizer(QuantSpec(bits=2))  # -1 to 1: codes -2 to 1 of steps of 2/3\n"
+        "print([round(v, 3) for v in quantizer(torch.tensor([-1.0, 0.1, 1.0])).tolist()])\n"
+    )
+    made = subprocess.run(
+        [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.strip() == "[-1.333, 0.0, 0.667]"
