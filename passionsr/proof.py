@@ -17,16 +17,20 @@ COLUMNS = ("run", "part", "steps", "seconds", "peak_mib")
 
 
 def run_rows(config: Config, run: Run) -> list[dict[str, Any]]:
-    """One row per phase and, below "quantize", per training stage; peaks are the process's largest so far."""
+    """One row per phase and, before "quantize", per training stage, a sub-model's blocks together; peaks are the process's largest so far."""
     folder = run_folder(config, run.run_id)
     made = read_json(folder / "run.json")
-    steps = pd.read_csv(folder / "stages.csv").set_index("stage")["steps"]
+    stages = pd.read_csv(folder / "stages.csv")
+    stages["kind"] = stages["stage"].str.split(".").str[:2].str.join(".")
     rows = []
     for phase in made["phases"]:
         if phase["phase"] == "quantize":
-            for stage, seconds in made["stage_seconds"].items():
-                peak = made["stage_peak_mib"][stage]
-                rows.append((run.run_id, f"- {stage}", int(steps[stage]), seconds, peak))
+            for kind, group in stages.groupby("kind", sort=False):  # in the order they ran
+                seconds = round(sum(made["stage_seconds"][s] for s in group["stage"]), 2)
+                peak = max(made["stage_peak_mib"][s] for s in group["stage"])
+                blocks = f" ({len(group)} blocks)" if len(group) > 1 else ""
+                part = f"- {kind}{blocks}"
+                rows.append((run.run_id, part, int(group["steps"].sum()), seconds, peak))
         rows.append((run.run_id, phase["phase"], None, phase["seconds"], phase["peak_mib"]))
     timing = config.results / TIMING / f"infer-{run.run_id}.json"
     if timing.is_file():

@@ -17,7 +17,7 @@ from passionsr.files import UserError, sha256_file
 from passionsr.layers import QuantizedLayer
 from passionsr.method import in_sequence, load_method, output_loss, quantize_model
 from passionsr.passion import PassionSR
-from passionsr.proof import write_proof
+from passionsr.proof import run_rows, write_proof
 from passionsr.quant.spec import Scheme
 from passionsr.sd21 import sd21_model
 from passionsr.surgery import match_attention, match_layers
@@ -208,7 +208,32 @@ def test_proof_table(tmp_path, monkeypatch):
     assert run not in missing
     assert len(missing) == len(config.runs) - 1
     text = (tmp_path / "prooftest" / "tables" / "proof.md").read_text()
-    for stage in ("encoder.let", "encoder.lbq", "unet.let", "unet.lbq", "decoder.let", "decoder.lbq"):  # fmt: skip
-        assert f"- {stage} " in text
+    stages_run = ("encoder.let", "encoder.lbq", "unet.let", "unet.lbq", "decoder.let", "decoder.lbq")  # fmt: skip
+    found = [text.index(f"- {stage} ") for stage in stages_run]
+    assert found == sorted(found)
     assert "not run" in text  # no inference yet
     assert f"Not run: {missing[0].run_id}" in text
+
+
+def test_proof_sums_blocks(tmp_path, monkeypatch):
+    """Block by block reconstruction has hundreds of stages: one row per sub-model and kind."""
+    config = replace(load_config("config/test.yaml"), name="prooftest")
+    monkeypatch.setattr(type(config), "results", property(lambda c: tmp_path / c.name))
+    run = config.runs[0]
+    folder = tmp_path / "prooftest" / "runs" / run.run_id
+    folder.mkdir(parents=True)
+    names = ["unet.round.conv_in", "unet.round.mid_block", "unet.steps"]
+    rows = [f"{name},{i + 1}" for i, name in enumerate(names)]
+    (folder / "stages.csv").write_text("\n".join(["stage,steps", *rows]))
+    made = {
+        "phases": [{"phase": "quantize", "seconds": 9.0, "peak_mib": 70}],
+        "stage_seconds": dict(zip(names, (1.5, 2.0, 4.0), strict=True)),
+        "stage_peak_mib": dict(zip(names, (50, 60, 70), strict=True)),
+    }
+    (folder / "run.json").write_text(json.dumps(made))
+    rows = [tuple(row.values())[1:] for row in run_rows(config, run)]
+    assert rows == [
+        ("- unet.round (2 blocks)", 3, 3.5, 60),
+        ("- unet.steps", 3, 4.0, 70),
+        ("quantize", None, 9.0, 70),
+    ]
