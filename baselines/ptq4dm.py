@@ -8,6 +8,7 @@ single t = 999, and calibration inputs are the encoder's latents (5.4). VAE [our
 Deviations: activation quantizers sit on layer inputs, so that products are integer-executable;
 act_quant_site="output" is the released convention. Attention products are float as in the released code unless
 quant_attn_matmul. Batches are the calibration's, not 256 samples; a long tensor is searched on its histogram.
+`candidates` thresholds (2-D: widths) are tried, 100 as released.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ LAST = ("unet.conv_out", "vae.decoder.conv_out")
 
 @dataclass(frozen=True, kw_only=True)
 class PTQ4DM:
-    """Options: symmetric (1-D search, as released) or the 2-D search of the text; candidates: widths tried; see the module's text."""
+    """Options: symmetric (1-D search, as released) or the 2-D search of the text; candidates: see the module's text."""
 
     symmetric: bool = True
     candidates: int = 100
@@ -60,7 +61,7 @@ class PTQ4DM:
         check_choices(self, act_quant_site=("input", "output"), exceptions=EXCEPTIONS)
         if self.candidates < 1:
             raise UserError(
-                f"candidates is {self.candidates}: give the number of widths to try, 100 in PTQ4DM"
+                f"candidates is {self.candidates}: give the number of thresholds to try, 100 in PTQ4DM"
             )
 
     def prepare(

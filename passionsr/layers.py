@@ -298,9 +298,8 @@ class AttentionConfig:
     let_tokens: int | None = None
 
 
-KEPT_MAPS = (
-    1 << 24
-)  # elements of P that training keeps instead of making them twice (256 MB with what they come from)
+# Elements of P that training keeps instead of making them twice (256 MB with what they come from).
+KEPT_MAPS = 1 << 24
 
 
 class QuantizedAttention(nn.Module):
@@ -372,7 +371,7 @@ class QuantizedAttention(nn.Module):
     def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time; the backward pass makes each piece again.
 
-        P is never there as a whole: what a fused kernel does for float attention, which cannot quantize P.
+        P is never there as a whole, as in fused attention kernels, which cannot quantize it.
         """
         s = self._scale_pv(k.shape[2])
         v = self.v(v if s is None else v / s[:, None])
@@ -385,7 +384,8 @@ class QuantizedAttention(nn.Module):
         size, tokens = piece_size(q), k.shape[2]
         maps = max(1, size // (q.shape[2] * tokens))
         rows = max(1, size // (maps * tokens))
-        trains = torch.is_grad_enabled()
+        learned = [q, k, v, *self.p.parameters(), *([] if s is None else [s])]
+        trains = torch.is_grad_enabled() and any(t.requires_grad for t in learned)
         done = []
         for q_i, k_i, v_i in zip(*(x.flatten(0, 1).split(maps) for x in (q, k, v)), strict=True):
             parts = [

@@ -17,6 +17,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextvars import ContextVar
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -45,13 +46,17 @@ def calibration_key(run_digest: str, model: nn.Module, tensors: Iterable[Tensor 
     """Digest of all that a calibration depends on.
 
     run_digest: of the configuration; model: the float model; tensors: calibration data. Besides these, the sources of
-    this package and of the baselines, torch's version and the kind of CPU, because another one may choose other kernels.
+    this package and of the baselines, torch's and numba's versions and the kind of CPU, because another one may choose other kernels.
     """
     digest = hashlib.sha256(run_digest.encode())
     for folder in (PACKAGE, PACKAGE.parent / "baselines"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
-    machine = (torch.__version__, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    versions = (
+        torch.__version__,
+        version("numba"),
+    )  # both decide in which order numbers are summed
+    machine = (*versions, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
     digest.update(repr(machine).encode())
     hash_tensors(digest, model.state_dict().values())
     hash_tensors(digest, tensors)

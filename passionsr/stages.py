@@ -291,7 +291,7 @@ def _git_sha() -> str:
 def _versions() -> dict[str, str]:
     from importlib.metadata import version
 
-    names = ("torch", "diffusers", "numpy", "pillow", "safetensors")
+    names = ("torch", "diffusers", "numpy", "numba", "pillow", "safetensors")
     return {"python": platform.python_version(), **{n: version(n) for n in names}}
 
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from passionsr.quant import fused
-from passionsr.quant.quantizers import Quantizer
+from passionsr.quant import fused, quantizers
+from passionsr.quant.quantizers import Quantizer, can_fuse
 from passionsr.quant.spec import HALF, Form, QuantSpec
 
-FORMS = [f for f in Form if f is not Form.INT_ZP_STALE]
+FORMS = list(Form)
 LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
     "tensor": ((3, 7, 11), {}, ()),
     "tensor, long": ((2, 5000), {}, ()),  # more than one block of a sum
@@ -19,6 +19,11 @@ LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
     "split weight": ((6, 4, 3, 3), {"per_channel": True, "split": 1}, (6, 4)),
     "split linear weight": ((6, 10), {"per_channel": True, "split": 5}, (6, 10)),
     "split map": ((2, 5, 4, 4), {"split": 2}, (5,)),
+    "split map, large": (
+        (2, 5, 32, 64),
+        {"split": 3},
+        (5,),
+    ),  # loops of their own, blocks cut short
     "split tokens' channels": ((2, 5, 8), {"split": 3, "channel_axis": -1}, (8,)),
     "split tokens' channels, many": ((7, 300, 24), {"split": 9, "channel_axis": -1}, (24,)),
     "halves of dim 1": ((2, 5, 8), {"split": HALF}, (5,)),
@@ -27,15 +32,17 @@ LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
 
 def quantizer_of(layout, form, dtype, bits=4):
     _, options, channels = LAYOUTS[layout]
-    return Quantizer(QuantSpec(bits=bits, form=form, **options), channels).to(dtype)
+    quantizer = Quantizer(QuantSpec(bits=bits, form=form, **options), channels).to(dtype)
+    quantizer.settled = True  # a stale zero point is one of training
+    return quantizer
 
 
 def run(monkeypatch, quantizer, x, grad, fuse):
     """(values, gradients of x, lower and upper), fused or by the chain."""
     ran = []
-    rows, serves = fused.fake_quantize_rows, fused.serves
+    rows = fused.fake_quantize_rows
     with monkeypatch.context() as patch:
-        patch.setattr(fused, "serves", lambda *tensors: fuse and serves(*tensors))
+        patch.setattr(quantizers, "can_fuse", lambda *tensors: fuse and can_fuse(*tensors))
         patch.setattr(fused, "fake_quantize_rows", lambda *args: ran.append(1) or rows(*args))
         leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
         quantizer.requires_grad_(True).zero_grad()
@@ -72,6 +79,50 @@ def test_fused_is_the_chain(monkeypatch, layout, form, dtype, clipping):
         torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
 
 
+@pytest.mark.parametrize("bits", [8, 16])
+def test_many_levels(monkeypatch, bits):
+    x, grad = (random((3, 7, 11), torch.float32, seed) for seed in (0, 1))
+    quantizer = quantizer_of("tensor", Form.REAL_OFFSET, torch.float32, bits)
+    quantizer.set_bounds(*quantizer.observe(x))
+    chain = run(monkeypatch, quantizer, x, grad, fuse=False)
+    loops = run(monkeypatch, quantizer, x, grad, fuse=True)
+    assert torch.equal(loops[0], chain[0])
+
+
+@pytest.mark.parametrize("layout", ["split tokens' channels, many", "split map, large"])
+def test_a_small_group_beside_a_large_one(monkeypatch, layout):
+    """Sums of one group must not lose their digits to the other's: 1e-4 of each gradient's own size (float32 sums)."""
+    shape, options, _ = LAYOUTS[layout]
+    x, grad = (random(shape, torch.float32, seed) for seed in (0, 1))
+    channels = grad.movedim(options.get("channel_axis", 1), -1)
+    channels[..., : options["split"]] *= 1e-6
+    quantizer = quantizer_of(layout, Form.REAL_OFFSET, torch.float32)
+    quantizer.set_bounds(*(bound * 0.7 for bound in quantizer.observe(x)))
+    exact = run(monkeypatch, quantizer.double(), x.double(), grad.double(), fuse=False)
+    loops = run(monkeypatch, quantizer.float(), x, grad, fuse=True)
+    for one, other in zip(loops[2:], exact[2:], strict=True):
+        assert other[0].abs() < 1e-3 * other[1].abs()
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=0)
+
+
+def test_fewer_channels_than_a_split(monkeypatch):
+    """All of them are in the first group, as in the chain: nothing is written past them."""
+    quantizer = Quantizer(QuantSpec(bits=4, split=6), (8,))
+    x, grad = (random((2, 5, 3), torch.float32, seed) for seed in (0, 1))
+    chain = run(monkeypatch, quantizer, x, grad, fuse=False)
+    loops = run(monkeypatch, quantizer, x, grad, fuse=True)
+    for one, other in zip(loops, chain, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+def test_a_range_per_row_has_no_leading_dimensions():
+    with pytest.raises(ValueError, match="do not go together"):
+        fused.fake_quantize_rows(
+            torch.zeros(8), torch.zeros(2, 1), torch.ones(2, 1), 3, Form.AFFINE, (2, 2, 2), 2
+        )
+
+
+# From here on 1e-6, relative: single roundings of float32 in formulas of a few terms.
 @pytest.mark.parametrize("form", FORMS)
 def test_ties_bounds_and_what_is_not_finite(monkeypatch, form):
     """Halves between codes, the bounds themselves, zeros of both signs, infinities; NaN stays NaN."""
@@ -119,7 +170,7 @@ def test_learned_scales_get_their_gradients(monkeypatch):
     for fuse in (False, True):
         parameters = quantizer.learn_scale()
         with monkeypatch.context() as patch:
-            patch.setattr(fused, "serves", lambda *_, fuse=fuse: fuse)
+            patch.setattr(quantizers, "can_fuse", lambda *_, fuse=fuse: fuse)
             for parameter in parameters:
                 parameter.requires_grad_(True)
             quantizer(x).backward(grad)
@@ -138,8 +189,8 @@ def test_learned_scales_get_their_gradients(monkeypatch):
     ],
 )
 def test_the_chain_serves_the_rest(x, bound):
-    assert not fused.serves(x, bound)
-    assert fused.serves(torch.zeros(2), torch.zeros(1))
+    assert not can_fuse(x, bound)
+    assert can_fuse(torch.zeros(2), torch.zeros(1))
 
 
 def test_nothing_needs_a_folder_to_write_to():
@@ -152,9 +203,40 @@ def test_nothing_needs_a_folder_to_write_to():
         "from passionsr.quant.spec import QuantSpec\n"
         "quantizer = Quantizer(QuantSpec(bits=2))  # -1 to 1: codes -2 to 1 of steps of 2/3\n"
         "print([round(v, 3) for v in quantizer(torch.tensor([-1.0, 0.1, 1.0])).tolist()])\n"
+        "from passionsr.quant import fused\n"
+        "kernel = fused._forward_of(torch.float32, fused.EVEN)\n"
+        "assert type(kernel._cache) is caching.NullCache, kernel._cache\n"
     )
     made = subprocess.run(
         [sys.executable, "-c", code], cwd=Path(__file__).parents[1], capture_output=True, text=True
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.strip() == "[-1.333, 0.0, 0.667]"
+
+
+def test_a_damaged_cache_costs_time_only(monkeypatch):
+    """A file cut short by a power failure: compiled again, in memory."""
+    calls = []
+
+    def njit(signature, cache=False, **options):
+        calls.append(cache)
+        if cache:
+            raise EOFError("Ran out of input")
+        return lambda function: function
+
+    monkeypatch.setattr(fused, "njit", njit)
+    kernel = fused._compiled(lambda: 7, torch.float32, lambda t: ())
+    assert calls == [True, False]
+    assert kernel() == 7
+
+
+def test_every_variant_has_its_own_cache_file():
+    """Numba numbers the variants of one file without a lock: two processes could swap two of them."""
+    kernels = [
+        f(dtype, kind, *rest)
+        for dtype in (torch.float32, torch.float64)
+        for kind in set(fused.KINDS.values())
+        for f, rest in ((fused._forward_of, ()), (fused._backward_of, (True,)), (fused._backward_of, (False,)))
+    ]  # fmt: skip
+    names = [kernel._cache._impl.filename_base for kernel in kernels]
+    assert len(set(names)) == len(names)

@@ -305,12 +305,20 @@ def test_fewer_candidates_are_a_coarser_search():
     assert not torch.equal(errors[0], errors[2])
 
 
-@pytest.mark.parametrize("search", [shrink_search, symmetric_search])
-def test_blocks_do_not_change_what_is_found(monkeypatch, search):
-    """Ranges and candidates are scored a block at a time."""
-    rows = torch.randn(7, 50, generator=torch.Generator().manual_seed(1))
+@pytest.mark.parametrize(
+    "piece", [120, 1050]
+)  # one candidate of two ranges; three of seven, and a last one alone
+@pytest.mark.parametrize("search", [shrink_search, symmetric_search, two_sided_search])
+def test_blocks_do_not_change_what_is_found(monkeypatch, search, piece):
+    """Ranges and candidates are scored a block at a time; a long row by its histogram."""
+    generator = torch.Generator().manual_seed(1)
     spec = QuantSpec(bits=3, per_channel=True)
-    whole = search(rows, spec)
-    monkeypatch.setattr(search_module, "piece_size", lambda like: 120)  # two ranges, one candidate
-    for one, other in zip(search(rows, spec), whole, strict=True):
-        assert torch.equal(one, other)
+    for rows in (
+        torch.randn(7, 50, generator=generator),
+        torch.randn(1, BINS + 9, generator=generator),
+    ):
+        with monkeypatch.context() as patch:
+            whole = search(rows, spec)
+            patch.setattr(search_module, "piece_size", lambda like: piece)
+            for one, other in zip(search(rows, spec), whole, strict=True):
+                assert torch.equal(one, other)

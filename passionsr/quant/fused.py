@@ -1,21 +1,24 @@
 """Fake quantization on a CPU in one pass over memory: numba loops that do to each value what `primitives` does by a chain of torch operations.
 
-The chain is the definition, and serves every other device and type. Values and gradients of x are equal to its to
-the bit (tests/test_fused.py); sums for bound gradients are taken in blocks, then in double precision.
+The chain is the definition, and serves every other device and type. Finite values and gradients of x are equal to its
+to the bit (tests/test_fused.py); sums for bound gradients are taken in blocks, then in double precision. The loops
+run on one core, as the benchmark's jobs do (`threads: 1`). Importing this module imports numba.
 """
 
 from __future__ import annotations
 
 import functools
 import math
+import pickle
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
-from numba import njit
+from numba import njit, types
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from passionsr.quant.primitives import MIN_WIDTH, REAL_ZP_SLACK
 from passionsr.quant.spec import Form
@@ -83,17 +86,31 @@ def _sides(x, grad, lower, upper, scale, shift, levels, zero, half, slack, kind)
     return (grad if t > levels + slack else zero), (grad if t < -slack else zero)
 
 
-def _compiled(function: Callable[..., Any], **options: Any) -> Callable[..., Any]:
-    """Compiled at the first call, and kept on disk where a folder can be written to."""
+_TYPES = {torch.float32: types.float32, torch.float64: types.float64}
+# Arrays of the signatures, all contiguous: values, tables of bounds, vectors.
+Signature = Callable[[types.Type], tuple[types.Type, ...]]
+
+
+def _compiled(
+    function: Callable[..., Any],
+    dtype: torch.dtype,
+    arguments: Signature,
+    *variant: Any,
+    **options: Any,
+) -> Callable[..., Any]:
+    """Machine code of `function`, from numba's cache on disk where there is one that can be read and written to."""
+    # Names the cache's file: numba numbers the variants of one name, and two processes could give one number to two of them.
+    function.__qualname__ = "_".join(map(str, (function.__name__, *variant, _TYPES[dtype])))
     options |= {"nogil": True, "error_model": "numpy"}
+    signature = arguments(_TYPES[dtype])
     try:
-        return njit(function, cache=True, **options)
-    except RuntimeError:
-        return njit(function, **options)
+        return njit(signature, cache=True, **options)(function)
+    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+        return njit(signature, **options)(function)
 
 
 @functools.cache
-def _forward_of(kind: int) -> Callable[..., None]:
+def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
     """Fills `out`. x, out: (outer, rows, columns); lower, upper: (rows, groups), the second group from column `cut` on."""
 
     def forward(x, out, lower, upper, cut, constants):
@@ -110,11 +127,14 @@ def _forward_of(kind: int) -> Callable[..., None]:
                             x[o, r, i], low, scale, shift, levels, zero, half, kind
                         )
 
-    return _compiled(forward)
+    def arguments(t):
+        return t[:, :, ::1], t[:, :, ::1], t[:, ::1], t[:, ::1], types.int64, t[::1]
+
+    return _compiled(forward, dtype, arguments, kind)
 
 
 @functools.cache
-def _interleaved_forward_of(kind: int) -> Callable[..., None]:
+def _interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
     """`_forward_of` where two ranges alternate along x (many, period): bounds are given per position of the period."""
 
     def forward(x, out, lower, scale, shift, constants):
@@ -124,11 +144,14 @@ def _interleaved_forward_of(kind: int) -> Callable[..., None]:
             for i in range(period):
                 out[o, i] = _value(x[o, i], lower[i], scale[i], shift[i], levels, zero, half, kind)
 
-    return _compiled(forward)
+    def arguments(t):
+        return t[:, ::1], t[:, ::1], t[::1], t[::1], t[::1], t[::1]
+
+    return _compiled(forward, dtype, arguments, kind, "interleaved")
 
 
 @functools.cache
-def _backward_of(kind: int, learns: bool) -> Callable[..., None]:
+def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
     """Fills `grad_x`; where the bounds learn, adds to sums (3, rows, groups): see `_bound_gradients`."""
 
     def backward(x, out, grad, grad_x, lower, upper, cut, constants, sums):
@@ -159,12 +182,16 @@ def _backward_of(kind: int, learns: bool) -> Callable[..., None]:
                         sums[1, r, g] += above
                         sums[2, r, g] += below
 
+    def arguments(t):
+        table = t[:, ::1]
+        return *[t[:, :, ::1]] * 4, table, table, types.int64, t[::1], types.float64[:, :, ::1]
+
     # Lanes may sum in any order; nothing else here depends on order.
-    return _compiled(backward, fastmath={"reassoc"})
+    return _compiled(backward, dtype, arguments, kind, learns, fastmath={"reassoc"})
 
 
 @functools.cache
-def _interleaved_backward_of(kind: int, learns: bool) -> Callable[..., None]:
+def _interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
     """`_backward_of` for what `_interleaved_forward_of` takes; second: 1.0 where a position is in the second range."""
 
     def backward(x, out, grad, grad_x, lower, upper, scale, shift, second, constants, sums):
@@ -174,7 +201,7 @@ def _interleaved_backward_of(kind: int, learns: bool) -> Callable[..., None]:
             inner, above, below = zero, zero, zero
             inner_2, above_2, below_2 = zero, zero, zero
             for i in range(period):
-                v, d, share = x[o, i], grad[o, i], second[i]
+                v, d = x[o, i], grad[o, i]
                 a, b = _sides(
                     v, d, lower[i], upper[i], scale[i], shift[i], levels, zero, half, slack, kind
                 )
@@ -182,24 +209,28 @@ def _interleaved_backward_of(kind: int, learns: bool) -> Callable[..., None]:
                 grad_x[o, i] = d
                 if learns:
                     residual = (out[o, i] - v) * d
-                    inner += residual
-                    above += a
-                    below += b
-                    inner_2 += residual * share
-                    above_2 += a * share
-                    below_2 += b * share
-            sums[0, 0, 0] += inner - inner_2
-            sums[1, 0, 0] += above - above_2
-            sums[2, 0, 0] += below - below_2
+                    in_second = second[i] > zero
+                    inner += zero if in_second else residual
+                    above += zero if in_second else a
+                    below += zero if in_second else b
+                    inner_2 += residual if in_second else zero
+                    above_2 += a if in_second else zero
+                    below_2 += b if in_second else zero
+            sums[0, 0, 0] += inner
+            sums[1, 0, 0] += above
+            sums[2, 0, 0] += below
             sums[0, 0, 1] += inner_2
             sums[1, 0, 1] += above_2
             sums[2, 0, 1] += below_2
 
-    return _compiled(backward, fastmath={"reassoc"})
+    def arguments(t):
+        return *[t[:, ::1]] * 4, *[t[::1]] * 6, types.float64[:, :, ::1]
+
+    return _compiled(backward, dtype, arguments, kind, learns, "interleaved", fastmath={"reassoc"})
 
 
 @functools.cache
-def _bound_gradients_of(kind: int) -> Callable[..., None]:
+def _bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
     """Fills the gradients of the bounds; `primitives` explains the formulas.
 
     sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is clipped above, and below.
@@ -219,11 +250,15 @@ def _bound_gradients_of(kind: int) -> Callable[..., None]:
                 grad_lower[r, g] = below - inner - drift
                 grad_upper[r, g] = above + inner + drift
 
-    return _compiled(gradients)
+    def arguments(t):
+        table = t[:, ::1]
+        return table, table, t[::1], types.float64[:, :, ::1], table, table
+
+    return _compiled(gradients, dtype, arguments, kind)
 
 
 @functools.cache
-def _grids_of(kind: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
+def _grids_of(dtype: torch.dtype, kind: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
     """(scale, shift) of bounds in an array."""
 
     def grids(lower, upper, constants):
@@ -234,22 +269,13 @@ def _grids_of(kind: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
             )
         return scale, shift
 
-    return _compiled(grids)
+    return _compiled(grids, dtype, lambda t: (t[::1],) * 3, kind)
 
 
 @functools.cache
 def _constants(dtype: torch.dtype, levels: int, form: Form) -> np.ndarray:
     slack = REAL_ZP_SLACK if form is Form.REAL_ZP else 0.0
     return torch.tensor([0.0, 0.5, levels, MIN_WIDTH, slack], dtype=dtype).numpy()
-
-
-def serves(x: Tensor, lower: Tensor) -> bool:
-    """Whether this device and these types are served here."""
-    return (
-        x.device.type == "cpu"
-        and x.dtype is lower.dtype
-        and x.dtype in (torch.float32, torch.float64)
-    )
 
 
 @dataclass(frozen=True)
@@ -285,27 +311,29 @@ class _FusedFakeQuantize(torch.autograd.Function):
     ) -> Tensor:
         x = x.contiguous()
         out = torch.empty_like(x)
-        kind, constants = KINDS[form], _constants(x.dtype, levels, form)
+        made_for = x.dtype, KINDS[form]
+        constants = _constants(x.dtype, levels, form)
         table = layout.shape[1], layout.groups
         low, high = (t.detach().numpy().reshape(table) for t in (lower, upper))
         values, made = x.detach().numpy(), out.numpy()
         period = layout.period
         if period:
             low, high = layout.spread(low), layout.spread(high)
-            grids = _grids_of(kind)(low, high, constants)
+            grids = _grids_of(*made_for)(low, high, constants)
             flat = values.reshape(-1, period), made.reshape(-1, period)
-            _interleaved_forward_of(kind)(*flat, low, *grids, constants)
+            _interleaved_forward_of(*made_for)(*flat, low, *grids, constants)
         else:
             shaped = values.reshape(layout.shape), made.reshape(layout.shape)
-            _forward_of(kind)(*shaped, low, high, layout.cut, constants)
+            _forward_of(*made_for)(*shaped, low, high, layout.cut, constants)
         ctx.save_for_backward(x, out, lower, upper)
-        ctx.rest = kind, constants, layout
+        ctx.rest = made_for, constants, layout
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, out, lower, upper = ctx.saved_tensors
-        kind, constants, layout = ctx.rest
+        made_for, constants, layout = ctx.rest
         learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
         grad = grad.contiguous()
         grad_x = torch.empty_like(grad)
@@ -316,19 +344,19 @@ class _FusedFakeQuantize(torch.autograd.Function):
         period = layout.period
         if period:
             ends = layout.spread(low), layout.spread(high)
-            grids = _grids_of(kind)(*ends, constants)
+            grids = _grids_of(*made_for)(*ends, constants)
             second = layout.spread(np.array([[0, 1]], low.dtype))
             flat = (t.reshape(-1, period) for t in tensors)
-            run = _interleaved_backward_of(kind, learns)
+            run = _interleaved_backward_of(*made_for, learns)
             run(*flat, *ends, *grids, second, constants, sums)
         else:
             shaped = (t.reshape(layout.shape) for t in tensors)
-            _backward_of(kind, learns)(*shaped, low, high, layout.cut, constants, sums)
+            _backward_of(*made_for, learns)(*shaped, low, high, layout.cut, constants, sums)
         if not learns:
             return grad_x, None, None, None, None, None
         gradients = torch.empty(lower.shape, dtype=x.dtype), torch.empty(upper.shape, dtype=x.dtype)
         made = (t.numpy().reshape(table) for t in gradients)
-        _bound_gradients_of(kind)(low, high, constants, sums, *made)
+        _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
         return grad_x, *gradients, None, None, None
 
 
@@ -343,7 +371,10 @@ def fake_quantize_rows(
 ) -> Tensor:
     """`primitives.fake_quantize` of a CPU tensor seen as (outer, rows, columns).
 
-    lower, upper: (rows, groups) or (groups,) for one row, contiguous; two groups meet at column `cut`.
+    lower, upper: (rows, groups) or (groups,) for one row, of x's type; two groups meet at column `cut`. One of outer
+    and rows is 1, for what lies between them would not be in memory's order.
     """
+    if 1 not in shape[:2]:
+        raise ValueError(f"a range per row and leading dimensions do not go together: {shape}")
     layout = _Layout(shape, cut, lower.shape[-1])
     return _FusedFakeQuantize.apply(x, lower, upper, levels, form, layout)

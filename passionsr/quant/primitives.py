@@ -8,9 +8,8 @@ from torch import Tensor
 from passionsr.quant.spec import Form
 
 MIN_WIDTH = 1e-6
-REAL_ZP_SLACK = (
-    1e-4  # a real zero point comes back from the bounds with float noise: codes 0 and n are inside
-)
+# A real zero point comes back from the bounds with float noise: codes 0 and n are inside.
+REAL_ZP_SLACK = 1e-4
 
 
 def round_half_away(x: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from enum import Enum
 import torch
 from torch import Tensor, nn
 
-from passionsr.quant import fused
 from passionsr.quant.observers import RangeMode, RangeObserver
 from passionsr.quant.primitives import (
     dequantize,
@@ -23,6 +22,12 @@ from passionsr.quant.search import RangeSearch
 from passionsr.quant.spec import HALF, Form, QuantSpec
 
 MIN_SCALE = 1e-8
+
+
+def can_fuse(x: Tensor, bound: Tensor) -> bool:
+    """Whether `fused` serves this device and these types."""
+    known = x.dtype is bound.dtype and x.dtype in (torch.float32, torch.float64)
+    return known and x.device.type == "cpu" and bound.device.type == "cpu"
 
 
 class Phase(Enum):
@@ -198,9 +203,11 @@ class Quantizer(nn.Module):
     def _fake_quantize(self, x: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
         """Fake quantization with `bounds` in the shape of the parameters."""
         levels, form = self.spec.levels, self.spec.form
-        if not fused.serves(x, bounds[0]):
+        if not can_fuse(x, bounds[0]):
             expanded = (self._broadcast(bound, x) for bound in bounds)
             return fake_quantize(x, *expanded, levels, form)
+        from passionsr.quant import fused  # numba: only where it is used
+
         shape, cut = self._rows_and_cut(x.shape)
         return fused.fake_quantize_rows(x, *bounds, levels, form, shape, cut)
 
@@ -213,7 +220,9 @@ class Quantizer(nn.Module):
         axis = self.spec.channel_axis % len(shape)
         inner = shape[axis + 1 :].numel()
         outer = shape[:axis].numel() // rows
-        return (outer, rows, shape[axis] * inner), self._first(shape[axis]) * inner
+        return (outer, rows, shape[axis] * inner), min(
+            self._first(shape[axis]), shape[axis]
+        ) * inner
 
     def with_current_bounds(self) -> Callable[[Tensor], Tensor]:
         """`forward` for the parts of a tensor under one range, its bounds looked up once."""

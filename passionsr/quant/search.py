@@ -27,7 +27,7 @@ def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     if low == high:
         return rows[:, :1], None
     counts = torch.histc(rows.float(), BINS, float(low), float(high))
-    edges = torch.linspace(float(low), float(high), BINS + 1, dtype=rows.dtype)
+    edges = torch.linspace(float(low), float(high), BINS + 1, dtype=rows.dtype, device=rows.device)
     used = counts > 0
     centres = ((edges[1:] + edges[:-1]) / 2)[used]
     return centres[None], counts[used].to(rows.dtype)[None] / rows.shape[1]
@@ -50,7 +50,7 @@ def _best(
 ) -> tuple[Tensor, Tensor]:
     """The best of candidate bounds, which come in tables of (ranges, candidates)."""
     values, weights = _condense(rows)
-    best = torch.full((rows.shape[0], 1), torch.inf, dtype=rows.dtype)
+    best = torch.full_like(rows[:, :1], torch.inf)
     lower, upper = torch.zeros_like(best), torch.zeros_like(best)
     height, width = _block(values)
     for table in tables:
@@ -79,7 +79,7 @@ def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tup
 
     from_zero: the range starts at 0, for softmax outputs (`always_zero`).
     """
-    factors = 1 - 0.01 * torch.arange(80, dtype=rows.dtype)
+    factors = 1 - 0.01 * torch.arange(80, dtype=rows.dtype, device=rows.device)
     low = torch.zeros_like(rows[:, 0]) if from_zero else rows.amin(1)
     lower, upper = low[:, None] * factors, rows.amax(1)[:, None] * factors
     return _best(rows, spec.levels, [(lower, upper)])
@@ -88,7 +88,7 @@ def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tup
 def symmetric_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
     """PTQ4DM's 1-D search: [-t, t], t = T i / candidates; one-sided where the whole tensor is (methods.md 5.2)."""
     # In this order: the zero point -t / scale is an exact half, and float rounding decides its side (13.2).
-    steps = torch.arange(1, candidates + 1, dtype=rows.dtype)
+    steps = torch.arange(1, candidates + 1, dtype=rows.dtype, device=rows.device)
     t = rows.abs().amax(1)[:, None] / candidates * steps
     zero = torch.zeros_like(t)
     lower = zero if rows.amin() >= 0 else -t
@@ -101,7 +101,7 @@ def two_sided_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tu
     if rows.amin() >= 0 or rows.amax() <= 0:
         return symmetric_search(rows, spec, candidates)
     low, high = rows.amin(1), rows.amax(1)
-    zero_points = torch.arange(spec.levels + 1, dtype=rows.dtype)
+    zero_points = torch.arange(spec.levels + 1, dtype=rows.dtype, device=rows.device)
 
     def tables() -> Iterable[tuple[Tensor, Tensor]]:
         for i in range(1, candidates + 1):
