@@ -14,7 +14,7 @@ from passionsr.layers import (
     LayerConfig,
     QuantizedAttention,
     QuantizedLayer,
-    quantized_modules,
+    freeze,
 )
 from passionsr.model import OneStepSR
 from passionsr.quant.spec import Form
@@ -102,9 +102,7 @@ def load_quantized(folder: str | Path) -> OneStepSR:
         attentions[name].set_processor(
             QuantizedAttention(AttentionConfig(**{**config, "form": Form(config["form"])}))
         )
-    for part in quantized_modules(model):
-        if isinstance(part, QuantizedLayer):
-            part.freeze(empty=True)
+    freeze(model, empty=True)
     state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)

@@ -450,13 +450,13 @@ def keep_weights(module: nn.Module, keep: bool) -> None:
             part.keep_weight = keep
 
 
-def freeze(module: nn.Module) -> None:
-    """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase."""
+def freeze(module: nn.Module, empty: bool = False) -> None:
+    """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase; empty: see `QuantizedLayer.freeze`."""
     for quantizer in quantizers(module):
         quantizer.settle()
     for part in quantized_modules(module):
         if isinstance(part, QuantizedLayer):
-            part.freeze()
+            part.freeze(empty)
     module.requires_grad_(False)
 
 
