@@ -25,12 +25,12 @@ class Finished(NamedTuple):
 
 
 def copy_repository(folder, parts=PARTS):
-    """Files and folders of this checkout, as they are now, without bytecode; by default what the workflow needs."""
+    """Files and folders of this checkout, as they are now, without bytecode (but with compiled kernels); by default what the workflow needs."""
     folder.mkdir(exist_ok=True)
     for name in parts:
         source, target = ROOT / name, folder / name
         if source.is_dir():
-            ignored = shutil.ignore_patterns("__pycache__")
+            ignored = shutil.ignore_patterns("*.pyc")
             shutil.copytree(source, target, symlinks=True, ignore=ignored)
         else:
             target.parent.mkdir(exist_ok=True)
