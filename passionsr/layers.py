@@ -172,9 +172,8 @@ class QuantizedLayer(nn.Module):
         if self.transform is not None:
             sources += self.transform.parameters()
         fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
-        # A stale zero point moves with every forward pass: a cached weight would make it depend on their number.
-        stale = self.config.form is Form.INT_ZP_STALE and not self.weight_quantizer.settled
-        if stale or not (fixed and self.keep_weight):
+        # A cached weight would make a stale zero point depend on the number of forward passes.
+        if self.weight_quantizer.is_stale or not (fixed and self.keep_weight):
             self._cached_weight = self._cache_key = None
             return self.weight_quantizer(self._transformed_weight())
         key = [(id(s), s._version) for s in sources]

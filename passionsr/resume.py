@@ -52,10 +52,8 @@ def calibration_key(run_digest: str, model: nn.Module, tensors: Iterable[Tensor 
     for folder in (PACKAGE, PACKAGE.parent / "baselines"):
         for path in sorted(folder.rglob("*.py")):
             digest.update(path.name.encode() + path.read_bytes())
-    versions = (
-        torch.__version__,
-        version("numba"),
-    )  # both decide in which order numbers are summed
+    # Both decide in which order numbers are summed.
+    versions = torch.__version__, version("numba")
     machine = (*versions, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
     digest.update(repr(machine).encode())
     hash_tensors(digest, model.state_dict().values())

@@ -109,7 +109,7 @@ class Quantizer(nn.Module):
 
     def _first(self, size: int) -> int:
         """How many of `size` channels are in the first of two groups."""
-        return size // 2 if self.spec.split == HALF else self.spec.split
+        return size // 2 if self.spec.split == HALF else min(self.spec.split, size)
 
     def _broadcast(self, bound: Tensor, like: Tensor) -> Tensor:
         """Bounds -> a tensor that broadcasts against `like`."""
@@ -195,10 +195,14 @@ class Quantizer(nn.Module):
         )
 
     @property
+    def is_stale(self) -> bool:
+        """Whether the zero point moves with every forward pass."""
+        return self.spec.form is Form.INT_ZP_STALE and not self.settled
+
+    @property
     def is_pure(self) -> bool:
         """Whether `forward` of a part is that part of `forward`: no statistics are taken, no state moves."""
-        stale = self.spec.form is Form.INT_ZP_STALE and not self.settled
-        return self.phase is not Phase.OBSERVING and not stale
+        return self.phase is not Phase.OBSERVING and not self.is_stale
 
     def _fake_quantize(self, x: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
         """Fake quantization with `bounds` in the shape of the parameters."""
@@ -220,9 +224,7 @@ class Quantizer(nn.Module):
         axis = self.spec.channel_axis % len(shape)
         inner = shape[axis + 1 :].numel()
         outer = shape[:axis].numel() // rows
-        return (outer, rows, shape[axis] * inner), min(
-            self._first(shape[axis]), shape[axis]
-        ) * inner
+        return (outer, rows, shape[axis] * inner), self._first(shape[axis]) * inner
 
     def with_current_bounds(self) -> Callable[[Tensor], Tensor]:
         """`forward` for the parts of a tensor under one range, its bounds looked up once."""
@@ -236,7 +238,7 @@ class Quantizer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Same shape as `x`."""
         if self.phase is Phase.QUANTIZED:
-            if self.spec.form is Form.INT_ZP_STALE and not self.settled:
+            if self.is_stale:
                 return self._stale(x, *self._bounds(x))
             return self._fake_quantize(x, self.bounds())
         if self.phase is Phase.OBSERVING and self.observer is not None:
