@@ -16,12 +16,16 @@ STAGES = (
     "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
     "table3", "proof",
 )  # fmt: skip
+# diffusers imports them where they are installed (pyiqa brings them); its UNet, VAE and scheduler use neither.
+UNUSED = ("transformers", "bitsandbytes")
 NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def imports(stage: str) -> None:
     """What a stage needs before it can work, imported first so that the timer can tell it from work."""
     if stage in ("reference", "sensitivity", "calibrate", "infer"):
+        for name in UNUSED:  # half of what importing diffusers takes
+            sys.modules[name] = None
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     elif stage == "score":
         from passionsr.metric_weights import use_private_hub
