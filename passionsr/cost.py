@@ -24,7 +24,7 @@ from passionsr.config import Config
 from passionsr.diagnostics import model_bytes
 from passionsr.export import WEIGHTS
 from passionsr.files import UserError, read_json, write_text
-from passionsr.layers import freeze
+from passionsr.layers import QuantizedLayer, freeze
 from passionsr.method import load_method
 from passionsr.model import OneStepSR
 from passionsr.quant.spec import Scheme
@@ -110,14 +110,29 @@ def quantized_cost(costs: dict[str, PartCost], scheme: str, scope: str) -> tuple
     return parameters, operations
 
 
-def packed_bytes(model: OneStepSR, scheme: str, scope: str, target: str = PASSIONSR) -> int:
-    """Bytes of the artifact that a method would make of `model` (on the meta device), its codes packed.
+def packed_bytes(
+    model: OneStepSR, cases: Sequence[tuple[str, str]], target: str = PASSIONSR
+) -> dict[tuple[str, str], int]:
+    """(scheme, scope) -> bytes of the artifact that a method would make of `model` (on the meta device), its codes packed.
 
     The same count as `model_bytes` of a calibrated model: 8-bit exceptions, scales, LET's vectors, what stays float.
     """
-    prepared, _ = load_method(target).prepare(model, Scheme.parse(scheme), scope)
-    freeze(prepared)
-    return model_bytes(prepared)
+    sizes = {}
+    frozen: dict[str, OneStepSR] = {}
+    for scheme, scope in cases:
+        prepared, _ = load_method(target).prepare(model, Scheme.parse(scheme), scope)
+        if scope in frozen:  # the same tensors, other widths; freezing takes most of the time
+            for layer, other in zip(_layers(frozen[scope]), _layers(prepared), strict=True):
+                layer.config = other.config
+        else:
+            freeze(prepared)
+            frozen[scope] = prepared
+        sizes[scheme, scope] = model_bytes(frozen[scope])
+    return sizes
+
+
+def _layers(model: OneStepSR) -> list[QuantizedLayer]:
+    return [m for m in model.modules() if isinstance(m, QuantizedLayer)]
 
 
 def meta_model(name: str) -> OneStepSR:
@@ -150,14 +165,15 @@ def float_bytes(model: OneStepSR) -> int:
     return sum(t.numel() * t.element_size() for t in model.parameters())
 
 
-def architecture_rows(model: OneStepSR, cases: Sequence[tuple[str, str]]) -> list[dict[str, Any]]:
-    """One row per (scheme, scope), the float model first."""
-    costs = part_costs(model)
+def architecture_rows(
+    model: OneStepSR, costs: dict[str, PartCost], cases: Sequence[tuple[str, str]]
+) -> list[dict[str, Any]]:
+    """One row per (scheme, scope), the float model first; costs: `part_costs` of the model."""
+    sizes = {(FLOAT, ""): float_bytes(model), **packed_bytes(model, cases)}
     rows = []
     for scheme, scope in [(FLOAT, ""), *cases]:
         parameters, operations = quantized_cost(costs, scheme, scope)
         published = PUBLISHED.get((scheme, scope), (None, None))
-        size = float_bytes(model) if scheme == FLOAT else packed_bytes(model, scheme, scope)
         rows.append(
             {
                 "bits": scheme,
@@ -166,7 +182,7 @@ def architecture_rows(model: OneStepSR, cases: Sequence[tuple[str, str]]) -> lis
                 "operations_g": operations / 1e9,
                 "published_parameters_m": published[0],
                 "published_operations_g": published[1],
-                "packed_bytes": size,
+                "packed_bytes": sizes[scheme, scope],
             }
         )
     return rows
@@ -196,9 +212,9 @@ def write_table3(config: Config) -> None:
     cases = list(dict.fromkeys([*printed, *((r.scheme, r.scope) for r in config.runs)]))
     order = list(SCOPES)
     cases.sort(key=lambda c: (-Scheme.parse(c[0]).weight_bits, -order.index(c[1])))
-    frame = pd.DataFrame(architecture_rows(model, cases))
-    runs = pd.DataFrame(run_rows(config), columns=["run", "packed_bytes", "file_bytes"])
     costs = part_costs(model)
+    frame = pd.DataFrame(architecture_rows(model, costs, cases))
+    runs = pd.DataFrame(run_rows(config), columns=["run", "packed_bytes", "file_bytes"])
     stem = config.results / "tables" / "table3"
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
     write_text(stem.with_name("table3_runs.csv"), runs.to_csv(index=False, lineterminator="\n"))

@@ -23,7 +23,7 @@ NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 def imports(stage: str) -> None:
     """What a stage needs before it can work, imported first so that the timer can tell it from work."""
-    if stage in ("reference", "sensitivity", "calibrate", "infer"):
+    if stage in ("reference", "sensitivity", "calibrate", "infer", "table3"):
         for name in UNUSED:  # half of what importing diffusers takes
             sys.modules[name] = None
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
@@ -34,8 +34,6 @@ def imports(stage: str) -> None:
         import pyiqa  # noqa: F401
     elif stage == "figures":
         import passionsr.figures
-    elif stage == "table3":
-        import passionsr.cost  # noqa: F401
 
 
 def work(stage: str, config: Config, run_ids: list[str]) -> None:
