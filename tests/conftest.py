@@ -1,4 +1,6 @@
+import fcntl
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -55,26 +57,42 @@ def tiny_batches(tiny):
     return make_batches(tiny, images, batch_size=2, seed=0, targets=targets)
 
 
+def _built_once(tmp_path_factory, benchmark):
+    """A repository copy in which a benchmark has run from nothing; the workers of one test run share it, unchanged."""
+    from copies import copy_repository, results_of, snakemake
+
+    top = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        top = top.parent
+    results = results_of(Path(), benchmark)
+    folder, log = top / f"built_{results.name}", top / f"built_{results.name}.log"
+    with (top / f"{folder.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not folder.is_dir():
+            copy_repository(folder)
+            status, output = snakemake(folder, *benchmark, cores=2)
+            log.write_text(f"{status}\n{output}")
+    status, output = log.read_text().split("\n", 1)
+    assert status == "0", output[-4000:]
+    assert f"{results}/tables/" in output
+    return folder
+
+
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A repository copy in which `snakemake all` has run the test benchmark."""
-    from copies import TEST, copy_repository, snakemake
+    """A repository copy in which `snakemake all` has run the test benchmark; tests put back what they change."""
+    from copies import TEST
 
-    folder = copy_repository(tmp_path_factory.mktemp("repo"))
-    status, output = snakemake(folder, *TEST, cores=2)
-    assert status == 0, output[-4000:]
-    assert "results/test/tables/" in output
-    return folder
+    built = _built_once(tmp_path_factory, TEST)
+    return shutil.copytree(built, tmp_path_factory.mktemp("repo") / "repo", symlinks=True)
 
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
     """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
-    from copies import SMALL, copy_repository, results_of, snakemake
+    from copies import SMALL, results_of
 
     from passionsr.reproducibility import products
 
-    folder = copy_repository(tmp_path_factory.mktemp("undisturbed"))
-    status, output = snakemake(folder, *SMALL, cores=2)
-    assert status == 0, output[-4000:]
+    folder = _built_once(tmp_path_factory, SMALL)
     return folder, products(results_of(folder, SMALL))

@@ -1,4 +1,4 @@
-"""DVC over Snakemake on config/test.yaml: the round trip, and every way in which old files could pass for new ones.
+"""DVC over Snakemake on config/small.yaml: the round trip, and every way in which old files could pass for new ones.
 
 The tests share one repository, run in order and leave it as they found it: at the commit of `versioned`, in sync.
 """
@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 import yaml
-from copies import TEST, check_same, copy_for_dvc, edit, environment, results_of, tree
+from copies import SMALL, check_same, copy_for_dvc, edit, environment
+from copies import tree as tree_of
 
 from passionsr.recovery import PRODUCTS
-from passionsr.reproducibility import products
 
-CONFIG = "config/test.yaml"
+CONFIG = "config/small.yaml"
 STAGES = ["data", "reference", "calibrate", "infer", "score", "report"]
 NAME = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}  # fmt: skip
 FEWER = "[psnr,psnr_fp]"
@@ -56,8 +56,12 @@ def skipped(output):
 def nothing_to_do(folder):
     assert "Data and pipelines are up to date" in dvc(folder, "status")
     assert "Data and pipelines are up to date" in dvc(folder, "repro")
-    planned = run(folder, "snakemake", *TEST, "-n")
+    planned = run(folder, "snakemake", *SMALL, "-n")
     assert "Nothing to be done" in planned
+
+
+def tree(folder):
+    return tree_of(folder, SMALL)
 
 
 def back(folder):
@@ -70,7 +74,7 @@ def back(folder):
 def versioned(tmp_path_factory):
     """A repository, committed, in which `dvc repro` has run from nothing."""
     folder = tmp_path_factory.mktemp("dvc") / "repo"
-    copy_for_dvc(folder, TEST)
+    copy_for_dvc(folder, SMALL)
     dvc(folder, "repro")
     git(folder, "add", "--all")
     git(folder, "commit", "--quiet", "--message", "repro")
@@ -78,9 +82,10 @@ def versioned(tmp_path_factory):
 
 
 @pytest.mark.slow
-def test_repro_makes_what_snakemake_makes(versioned, finished):
-    check_same(versioned, products(results_of(finished, TEST)), TEST)
-    assert tree(versioned).keys() == tree(finished).keys()  # what is measured is there, too
+def test_repro_makes_what_snakemake_makes(versioned, undisturbed):
+    folder, expected = undisturbed
+    check_same(versioned, expected)
+    assert tree(versioned).keys() == tree(folder).keys()  # what is measured is there, too
 
 
 @pytest.mark.slow
@@ -97,19 +102,19 @@ def test_push_clone_pull(versioned):
     git(versioned, "clone", "--quiet", ".", str(clone))
     sync(clone, "pull")
     assert tree(clone) == tree(versioned)
-    assert (clone / "results/test/metrics.json").read_bytes() == (
-        versioned / "results/test/metrics.json"
+    assert (clone / "results/small/metrics.json").read_bytes() == (
+        versioned / "results/small/metrics.json"
     ).read_bytes()
     nothing_to_do(clone)
     # Metric weights are no product: what is restored can be built upon.
-    edit(clone, CONFIG, "sensitivity: W4A4", "sensitivity: W8A8")
+    edit(clone, CONFIG, "sensitivity: null", "sensitivity: W4A4")
     assert jobs(dvc(clone, "repro")) == {"sensitivity": 1, "tables": 1, "figures": 1}
 
 
 @pytest.mark.slow
 def test_a_changed_bit_width_runs_only_what_it_needs_and_back(versioned):
     lock, before = (versioned / "dvc.lock").read_bytes(), tree(versioned)
-    edit(versioned, CONFIG, "schemes: [W8A8, W4A4]", "schemes: [W8A8, W4A4, W6A6]")
+    edit(versioned, CONFIG, "schemes: [W4A4]", "schemes: [W4A4, W6A6]")
     output = dvc(versioned, "repro")
     assert skipped(output) == ["data", "reference"]
     assert jobs(output) == {
@@ -137,7 +142,9 @@ def test_trap_changed_code(versioned):
         versioned, "passionsr/tables.py", "Mean over images and seeds", "Mean over seeds and images"
     )
     assert jobs(dvc(versioned, "repro")) == {"tables": 1}
-    assert "Mean over seeds and images" in (versioned / "results/test/tables/table2.md").read_text()
+    assert (
+        "Mean over seeds and images" in (versioned / "results/small/tables/table2.md").read_text()
+    )
     back(versioned)
     nothing_to_do(versioned)
 
@@ -146,7 +153,7 @@ def test_trap_changed_code(versioned):
 def test_experiment_metrics_plots_dag(versioned):
     dvc(versioned, "exp", "run", "--set-param", f"{CONFIG}:metrics={FEWER}", "--name", "fewer")
     assert "fewer" in dvc(versioned, "exp", "show", "--csv")
-    summary = "results/test/tables/summary.json"
+    summary = "results/small/tables/summary.json"
     diff = json.loads(dvc(versioned, "metrics", "diff", "--json"))[summary]
     gone = diff["W4A4.UV.minmax.ssim"]
     assert gone["new"] is None
@@ -157,7 +164,7 @@ def test_experiment_metrics_plots_dag(versioned):
     dvc(versioned, "plots", "show", "--out", "dvc_plots")
     page = (versioned / "dvc_plots/index.html").read_text()
     assert "<DVC_" not in page
-    curves = (versioned / "results/test/figures/loss_curves.csv").read_text().splitlines()
+    curves = (versioned / "results/small/figures/loss_curves.csv").read_text().splitlines()
     assert page.count('"phase"') >= len(curves) - 1 > 0
     assert '"method": "PassionSR"' in page
     assert len(list((versioned / "dvc_plots/static").glob("*.png"))) == 2
@@ -171,8 +178,8 @@ def test_experiment_metrics_plots_dag(versioned):
 @pytest.mark.slow
 def test_traps_stale_records_and_no_records(versioned):
     """Old files under new parameters: Snakemake's records describe others (S1), or there are none (S2)."""
-    base, table = "metrics: [psnr, ssim, lpips", "results/test/tables/table2.csv"
-    swapped = "metrics: [ssim, psnr, lpips"
+    base, table = "metrics: [psnr, ssim", "results/small/tables/table2.csv"
+    swapped = "metrics: [ssim, psnr"
     old = (versioned / table).read_bytes()
     edit(versioned, CONFIG, base, swapped)
     assert jobs(dvc(versioned, "repro", "--single-item", "report")) == {"tables": 1, "figures": 1}
@@ -201,8 +208,8 @@ def test_traps_stale_records_and_no_records(versioned):
 def test_repro_resumes(versioned):
     """A lost file costs its own job, not its stage."""
     before = tree(versioned)
-    (versioned / "results/test/scores/minmax-W8A8-UV-s0.csv").unlink()
-    assert jobs(dvc(versioned, "repro")) == {"score_W8A8": 1}
+    (versioned / "results/small/scores/minmax-W4A4-UV-s0.csv").unlink()
+    assert jobs(dvc(versioned, "repro")) == {"score_W4A4": 1}
     assert tree(versioned) == before
 
 
@@ -246,6 +253,20 @@ def test_dvc_yaml_and_the_guard_name_the_same_folders(guard):
         )
         assert "--cores" not in stage["cmd"]
     assert {n for names in guard.OWNED.values() for n in names} == {*PRODUCTS, "metrics.json"}
+
+
+@pytest.mark.parametrize(
+    "path",
+    [p for p in sorted(Path("config").glob("*.yaml")) if "\nruns:" in p.read_text()],
+    ids=lambda p: p.stem,
+)
+def test_configurations_have_the_keys_that_dvc_asks_for(path):
+    """DVC stops at a parameter that a file does not have."""
+    raw = yaml.safe_load(path.read_text())
+    stages = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
+    asked = [p["${config}"] for stage in stages for p in stage["params"] if "${config}" in p]
+    assert len(asked) == len(stages)
+    assert {key for keys in asked for key in keys or []} <= raw.keys()
 
 
 def test_every_module_counts_for_a_product_or_is_ignored():

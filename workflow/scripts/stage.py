@@ -33,7 +33,7 @@ def imports(stage: str) -> None:
         use_private_hub()
         import pyiqa  # noqa: F401
     elif stage == "figures":
-        import passionsr.figures
+        import passionsr.figures  # noqa: F401
 
 
 def work(stage: str, config: Config, run_ids: list[str]) -> None:
