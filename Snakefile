@@ -44,6 +44,9 @@ onstart:
     # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
     if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
         raise WorkflowError(lib.missing_report(CONFIG_FILE, MISSING))
+    # Snakemake 9.27 limits itself to 100 submissions a second, and for that looks at all ready jobs again every second, once
+    # more per second for each finished job: half a core after 50 jobs, taken from the calibrations.
+    workflow.scheduler.job_rate_limiter = None
     recovery.note_holder()
     recovery.remove_leftovers(CFG.results)
 
