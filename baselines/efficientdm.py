@@ -7,7 +7,8 @@ One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the 
 be off-distribution, so the calibration latents are used (7.4). UNet target: x0; VAE [ours]: latent and image.
 Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers, with the one
 scale shared); zero points rounded straight-through (act_zp="real" is the released form, not integer-
-executable); every range holds zero, for exact zero padding. exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
+executable); every range holds zero, for exact zero padding; a long tensor is searched on its histogram; a stage that ends above
+its start is undone (FitConfig). exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
 does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are quantized with
 quant_attn_matmul.
 """

@@ -5,14 +5,16 @@ are learned, against the float sub-model's output (latent, x0, image); model-wis
 Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp); activations unsigned where the first batch is
 non-negative, else signed. Steps are per output channel for weights (`per_channel=False` is the paper's one per
 tensor). Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
-canonical step clips almost all of a post-softmax map (methods.md 4.5b); the gradient scale g is left out, since
-Adam is invariant to it. lsq_plus: asymmetric with a learned zero point (rounded straight-through),
+canonical step clips almost all of a post-softmax map (methods.md 4.5b); Adam instead of the paper's SGD. The gradient scale
+g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is invariant to it. One step: a
+single t, so one quantizer per tensor sees every input there is (4.4). A stage that ends above its start is undone, see FitConfig. lsq_plus: asymmetric with a learned zero point (rounded straight-through),
 after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
 VAE: the same rules; its attention products stay float.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -37,7 +39,7 @@ from passionsr.method import (
     swapped,
 )
 from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Quantizer
+from passionsr.quant.quantizers import Quantizer, observing
 from passionsr.quant.spec import Form, Scheme
 from passionsr.surgery import PASSIONSR_8BIT, SwapRow
 
@@ -63,12 +65,38 @@ def lsq_bounds(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
     return -below * step, above * step
 
 
+def gradient_scale(quantizer: Quantizer, elements: int) -> float:
+    """G = 1 / sqrt(N Qp) of a quantizer with bounds; elements: N, the values that share a step (methods.md 4.2)."""
+    n = quantizer.spec.levels
+    unsigned = bool((quantizer.lower == 0).all())
+    return (elements * (n if unsigned else n // 2)) ** -0.5
+
+
+def gradient_scales(sub: SubModel, x: Tensor) -> dict[Quantizer, float]:
+    """`gradient_scale` of every quantizer: N of a weight's channel (or layer), or of one image's activations."""
+    counts = {}
+    for part in parts_of(sub):
+        if isinstance(part, QuantizedLayer):
+            counts[part.weight_quantizer] = part.weight_quantizer.rows(part.weight)[0].shape[1]
+
+    def count(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
+        counts[quantizer] = x[0].numel()
+        return quantizer.lower, quantizer.upper
+
+    with contextlib.ExitStack() as stack, torch.no_grad():
+        for module in sub.modules:
+            stack.enter_context(observing(module, "first", find=count))
+        sub.run(x)
+    return {quantizer: gradient_scale(quantizer, n) for quantizer, n in counts.items()}
+
+
 @dataclass(frozen=True, kw_only=True)
 class LSQ:
     """Options.
 
     act_lr, weight_lr: Adam steps of activation and weight step sizes, cosine to 0; with `relative_lr` they are
-    shares of each quantizer's mean step size. epochs: passes over the calibration set per sub-model.
+    shares of each quantizer's mean step size. epochs: passes over the calibration set per sub-model. optimizer: "sgd" is the
+    paper's (its learning rates: 1e-3 at 8 bits, 1e-2 below), with the gradient scale.
     """
 
     lsq_plus: bool = False
@@ -79,9 +107,15 @@ class LSQ:
     act_lr: float = 1e-4
     weight_lr: float = 1e-5
     relative_lr: bool = False
+    optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
-        check_choices(self, lsq_init=("minmax_p", "paper"), exceptions=EXCEPTIONS)
+        check_choices(
+            self,
+            lsq_init=("minmax_p", "paper"),
+            exceptions=EXCEPTIONS,
+            optimizer=("adam", "sgd"),
+        )
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -104,10 +138,10 @@ class LSQ:
     ) -> FitLog:
         """Step sizes from the first batch, then learned on the whole set."""
         log = FitLog()
-        config = FitConfig(epochs=self.epochs, schedule="cosine")
+        config = FitConfig(epochs=self.epochs, schedule="cosine", optimizer=self.optimizer)
         for sub, inputs, pairs in in_sequence(model, batches, scope):
             self._init(sub, inputs)
-            groups = self._groups(sub)
+            groups = self._groups(sub, inputs[0])
             fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.steps")
             for quantizer in sub_quantizers(sub):
                 quantizer.settle()
@@ -126,12 +160,15 @@ class LSQ:
 
         init_ranges(sub, inputs, "first", find=find, find_weight=lsq_bounds)
 
-    def _groups(self, sub: SubModel) -> list[ParamGroup]:
+    def _groups(self, sub: SubModel, x: Tensor) -> list[ParamGroup]:
         weights = {p.weight_quantizer for p in parts_of(sub) if isinstance(p, QuantizedLayer)}
+        # A factor of SGD's gradient is a factor of its step.
+        factors = gradient_scales(sub, x) if self.optimizer == "sgd" else {}
         groups = []
         for quantizer in sub_quantizers(sub):
             scale, zero_point = quantizer.learn_scale()
             lr = self.weight_lr if quantizer in weights else self.act_lr
+            lr *= factors.get(quantizer, 1.0)
             unit = float(scale.mean()) if self.relative_lr else 1.0
             groups.append(ParamGroup([scale], lr * unit))
             if self.lsq_plus:

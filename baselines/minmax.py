@@ -1,8 +1,9 @@
-"""MinMax ("MaxMin" in PassionSR's tables): static ranges, nothing trained (methods.md 3).
+"""MinMax ("MaxMin" in PassionSR's Table 2, its floor): static ranges, nothing trained (methods.md 3).
 
 Weights per output channel, activations per tensor, asymmetric, zero always inside the range
 (needed for exact zero padding), ties to even. Activation ranges are an EMA over calibration batches.
 Attention q, k, P, v of the UNet are quantized; biases stay float; 8-bit exceptions as PassionSR's.
+One step: a single t, so one static range per tensor is all there is. VAE: the same rules, its attention products stay float.
 Deviation: the code behind the paper's table is unreleased; ours is calibrated model-wise (2.5).
 """
 
@@ -10,11 +11,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from passionsr.calibration import CalibrationBatch
 from passionsr.fit import FitLog
 from passionsr.layers import AttentionConfig, LayerConfig
-from passionsr.method import in_sequence, init_ranges, swapped
+from passionsr.method import check_choices, in_sequence, init_ranges, swapped
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
 from passionsr.quant.spec import Scheme
@@ -23,9 +25,12 @@ from passionsr.surgery import SwapRow
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
-    """minmax_mode: "ema" (0.95 over batches) or "global" (running minimum and maximum)."""
+    """minmax_mode: "ema" (0.95 over batches), "global" (running minimum and maximum) or "first" (of the first batch)."""
 
     minmax_mode: RangeMode = "ema"
+
+    def __post_init__(self) -> None:
+        check_choices(self, minmax_mode=get_args(RangeMode))
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

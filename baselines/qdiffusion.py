@@ -10,7 +10,9 @@ VAE [ours]: the same on random crops, no split; its attention products stay floa
 Deviations: both halves of a split weight are regularised and softened (adaround_split_reg="official": the
 first only); errors are summed over channels for every unit (recon_sum="official": over dim 1, which is the token
 axis of a transformer block); P has the activations' bits unless sm_bits (16 in the released SD command);
-activation ranges are found with float activations; learning rates per budget as in 6.4.
+activation ranges are found with float activations; 8-bit exceptions are PassionSR's (the released code has none: exceptions="native");
+a long tensor is searched on its histogram; learning rates per budget as in 6.4; a unit whose rounding or steps end above their start
+goes back (6.6).
 """
 
 from __future__ import annotations

@@ -188,7 +188,7 @@ def _plan(args: argparse.Namespace) -> None:
 def _readme(args: argparse.Namespace) -> None:
     from passionsr.readme import update
 
-    update(args.readme, args.results)
+    update(args.readme, args.results, args.grid)
 
 
 def _check_results(args: argparse.Namespace) -> int:
@@ -354,12 +354,13 @@ def build_parser() -> argparse.ArgumentParser:
         ("expect", _expect, "make the expected bands from a finished run"),
     ):
         sub = add(name, action, text)
-        sub.add_argument("results", type=Path, help="results folder, or README.md")
+        sub.add_argument("results", type=Path, help="results folder, or its page in docs/")
         sub.add_argument("--expected", type=Path, default=Path("config/expected.tsv"))
 
-    sub = add("readme", _readme, "copy the generated tables and picture into README.md")
+    sub = add("readme", _readme, "copy the generated tables and picture into README.md and docs/")
     sub.add_argument("--readme", type=Path, default=Path("README.md"))
     sub.add_argument("--results", type=Path, default=Path("results/mini"))
+    sub.add_argument("--grid", type=Path, default=Path("results/mini-full"))
     return parser
 
 

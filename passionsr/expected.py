@@ -73,11 +73,11 @@ def _from_markdown(text: str) -> Iterable[tuple[Key, float]]:
 
 
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
-    """(name, numbers) of a results folder, or of the tables in a Markdown file, which are those of `mini`."""
+    """(name, numbers) of a results folder, or of its page in docs/."""
     if source.suffix == ".md":
         if not source.is_file():
             raise UserError(f"{source}: file not found")
-        return "mini", dict(_from_markdown(source.read_text(encoding="utf-8")))
+        return source.stem, dict(_from_markdown(source.read_text(encoding="utf-8")))
     return source.resolve().name, dict(_from_csv(source))
 
 

@@ -21,7 +21,7 @@ Batch = TypeVar("Batch")
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Adam (AdamW with `weight_decay`) for `steps`, or `epochs` passes where steps is None.
+    """Adam (AdamW with `weight_decay`), or SGD with momentum 0.9, for `steps`, or `epochs` passes where steps is None.
 
     schedule: "constant"; "cosine" or "linear" to 0 over the run; "halves": times `decay` in the second
     half of the epochs. zero_grad: "epoch" lets gradients add up over an epoch, PassionSR's released bug.
@@ -35,6 +35,7 @@ class FitConfig:
     schedule: Literal["constant", "halves", "cosine", "linear"] = "constant"
     decay: float = 1.0
     weight_decay: float = 0.0
+    optimizer: Literal["adam", "sgd"] = "adam"
     zero_grad: Literal["step", "epoch"] = "step"
     undo_worse: bool = True
 
@@ -103,6 +104,14 @@ def fit(
     log.stages += made["stages"]
 
 
+def _optimizer(groups: Sequence[ParamGroup], config: FitConfig) -> torch.optim.Optimizer:
+    chosen = [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params]
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(chosen, momentum=0.9, weight_decay=config.weight_decay)
+    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
+    return kind(chosen, betas=(0.9, 0.999), weight_decay=config.weight_decay)
+
+
 def train(
     groups: Sequence[ParamGroup],
     loss_fn: Callable[[Batch], Tensor],
@@ -126,12 +135,7 @@ def train(
     started = time.perf_counter()
     before = mean_loss(loss_fn, batches)
     start = [p.detach().clone() for p in params] if config.undo_worse else []
-    kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam
-    optimizer = kind(
-        [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params],
-        betas=(0.9, 0.999),
-        weight_decay=config.weight_decay,
-    )
+    optimizer = _optimizer(groups, config)
     rates = [group["lr"] for group in optimizer.param_groups]
     for parameter in params:
         parameter.requires_grad_(True)

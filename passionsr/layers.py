@@ -103,10 +103,11 @@ class QuantizedLayer(nn.Module):
 
     # -- calibration --------------------------------------------------------------------------
 
-    def start_collecting(self, alpha: float, mode: ScaleInit) -> None:
-        """Let the next float forwards set LET's scale by EMA."""
+    def start_collecting(self, alpha: float, mode: ScaleInit, reset: bool = True) -> None:
+        """Let the next float forwards set LET's scale by EMA; reset: from the first of them on."""
         assert self.transform is not None
-        self.transform.reset()
+        if reset:
+            self.transform.reset()
         self.transform.collecting = True
         self._let_init = (alpha, mode)
 
@@ -319,12 +320,12 @@ class QuantizedAttention(nn.Module):
         self.s_v = LearnedScale(config.let_tokens) if config.let and config.let_tokens else None
         self.collecting = False
 
-    def start_collecting(self, alpha: float, mode: ScaleInit) -> None:
-        """Let the next float forwards set s_qk and s_j by EMA."""
+    def start_collecting(self, alpha: float, mode: ScaleInit, reset: bool = True) -> None:
+        """Let the next float forwards set s_qk and s_j by EMA; reset: from the first of them on."""
         self.collecting = True
-        self._alpha = alpha
+        self._let_init = (alpha, mode)
         for scale in (self.s_qk, self.s_v):
-            if scale is not None:
+            if scale is not None and reset:
                 scale.reset()
 
     def stop_collecting(self) -> None:
@@ -335,9 +336,9 @@ class QuantizedAttention(nn.Module):
         if self.s_qk is None:
             return q, k
         if self.collecting:
-            # ratio form with q in the place of the weight: (max|k| / max|q|)^alpha
+            # q in the place of the weight: (max|k| / max|q|)^alpha
             amax_k, amax_q = k.abs().amax((0, 1, 2)), q.abs().amax((0, 1, 2))
-            self.s_qk.update(init_scale(amax_k, amax_q, self._alpha))
+            self.s_qk.update(init_scale(amax_k, amax_q, *self._let_init))
             return q, k
         return q * self.s_qk.scale, k / self.s_qk.scale
 
@@ -357,7 +358,7 @@ class QuantizedAttention(nn.Module):
             return p, v
         if self.collecting:
             amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
-            self.s_v.update(init_scale(amax_v, amax_p, self._alpha))
+            self.s_v.update(init_scale(amax_v, amax_p, *self._let_init))
             return p, v
         return p * scale, v / scale[:, None]
 

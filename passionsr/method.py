@@ -41,6 +41,7 @@ from passionsr.surgery import (
     swap_attention,
     swap_layers,
 )
+from passionsr.transforms import ScaleInit
 
 
 class Method(Protocol):
@@ -237,9 +238,8 @@ def _once_per_call(function: Callable[..., None]) -> Callable[..., None]:
     return stage
 
 
-@_once_per_call
 @torch.no_grad()
-def init_ranges(
+def set_ranges(
     sub: SubModel,
     inputs: Sequence[Tensor],
     mode: RangeMode = "ema",
@@ -266,6 +266,10 @@ def init_ranges(
             sub.run(x)
 
 
+# Inside a fit `set_ranges`; as a step of a calibration this.
+init_ranges = _once_per_call(set_ranges)
+
+
 def _quantize_weights(sub: SubModel) -> None:
     for part in parts_of(sub):
         if isinstance(part, QuantizedLayer):
@@ -281,11 +285,13 @@ def weights_only(sub: SubModel) -> Iterator[None]:
 
 
 @torch.no_grad()
-def init_let(sub: SubModel, inputs: Sequence[Tensor], alpha: float, mode: str) -> None:
-    """Set LET's scales by one float pass over `inputs` (EMA 0.9)."""
+def init_let(
+    sub: SubModel, inputs: Sequence[Tensor], alpha: float, mode: ScaleInit, go_on: bool = False
+) -> None:
+    """Set LET's scales by one float pass over `inputs` (EMA 0.9); go_on: from where they are."""
     parts = [p for p in parts_of(sub) if p.config.let]
     for part in parts:
-        part.start_collecting(alpha, mode)
+        part.start_collecting(alpha, mode, reset=not go_on)
     try:
         with _all([as_float(m) for m in sub.modules]):
             for x in inputs:

@@ -6,8 +6,13 @@ sequence. Defaults are the mathematically right forms of methods.md 0.1: per-ste
 for the UNet, float decoder output as decoder target, channel-axis split, posterior mean, ranges by EMA
 over the whole calibration set.
 
-Deviations: s is learnt as log s, so it stays positive (8.2 allows it); lbq_lr is relative to each
-range's width (8.3) or level; s_j of self-attention is used only where `let_latent_size` fixes the token count.
+Adapted [ours]: nothing for one step, it is the paper's setting: t = 999 is constant, so ranges and LET serve one
+distribution. VAE: encoder and decoder are sub-models of the same sequence, without split, their attention products float (8.1).
+
+Deviations: s is learnt as log s, so it stays positive (8.2 allows it); by default lbq_lr is relative to each
+range's width (8.3) or level; s_j of self-attention is used only where `let_latent_size` fixes the token count. Scales and ranges are set
+sub-model by sub-model, in one pass each, with quantizers off (so those of P and s_j come from float q and k, 13.5; they are quantized in
+every pass that trains). The border term of o stays float. A stage that ends above its start is undone (`undo_worse`).
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from passionsr.method import (
     init_ranges,
     mse_to,
     parts_of,
+    set_ranges,
     sub_quantizers,
     swapped,
 )
@@ -42,7 +48,7 @@ from passionsr.surgery import SwapRow, match_attention
 from passionsr.transforms import ChannelTransform, LearnedScale, ScaleInit
 
 Item = tuple[Tensor, CalibrationBatch]
-LrUnit = Literal["width", "level"]
+LrUnit = Literal["width", "level", "absolute"]
 OFFICIAL: dict[str, Any] = {
     "lbq_form": "int_zp_stale",
     "quantize_bias": "official",
@@ -64,6 +70,7 @@ CHOICES: dict[str, tuple[Any, ...]] = {
     "let_2d_stat": ("channel", "official"),
     "act_split_axis": ("channels", "tokens"),
     "act_range_init": ("ema", "global", "first", "official"),
+    "lbq_reinit_after_let": (True, False, "sample"),
     "zero_grad": ("step", "epoch"),
     "unet_let_loss": ("x0", "eps"),
     "decoder_target": ("float", "hr"),
@@ -79,12 +86,14 @@ class PassionSR:
     epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
     let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
     lr_unit [ours]: "width" is the above; "level" gives both in quantization levels: one step moves a bound, and what LET puts at the end of an
-    activation's range, by that many levels, at any bit width (a width has 15 levels at 4 bits and 255 at 8).
-    unet_decay: factor of both in the second half of a UNet stage (8.3).
+    activation's range, by that many levels, at any bit width (a width has 15 levels at 4 bits and 255 at 8); "absolute" gives both
+    as they are, the released 1e-5 for instance (`paper` in config/budgets.yaml).
+    unet_decay: factor of both in the second half of a UNet stage; None is the released one, 0.2 in UV and 0.1 in U (8.3).
     quantize_bias: biases at weight bits, per tensor (8.1).
     What follows reproduces released behaviour that differs from the paper or is wrong (methods.md 0.1), each alone:
     let_linear_offset, let_2d_stat, act_split_axis ("tokens"), lbq_form ("int_zp_stale"), act_range_init
-    ("official": first batch for layers, EMA for attention), lbq_reinit_after_let, zero_grad ("epoch"),
+    ("official": first batch for layers, under the first batch's s, which then moves on; EMA for attention), lbq_reinit_after_let
+    (False: the UV script; "sample": the U script, bounds are each LET step's own extremes, at the end the last one's), zero_grad ("epoch"),
     unet_let_loss ("eps"), decoder_target ("hr"), encoder_noise ("independent"), quantize_bias ("official": LET's
     bias term stays float). official() sets them all. undo_worse: see FitConfig. let_latent_size: side of the latents that s_j
     of self-attention is made for; None keeps s_j = 1 there and any image size.
@@ -103,7 +112,7 @@ class PassionSR:
     let_2d_stat: Literal["channel", "official"] = "channel"
     act_split_axis: Literal["channels", "tokens"] = "channels"
     act_range_init: RangeMode | Literal["official"] = "ema"
-    lbq_reinit_after_let: bool = True
+    lbq_reinit_after_let: bool | Literal["sample"] = True
     zero_grad: Literal["step", "epoch"] = "step"
     undo_worse: bool = True
     unet_let_loss: Literal["x0", "eps"] = "x0"
@@ -113,7 +122,7 @@ class PassionSR:
     let_lr: float = 1e-5
     lbq_lr: float = 1e-4
     lr_unit: LrUnit = "width"
-    unet_decay: float = 0.2
+    unet_decay: float | None = None
 
     def __post_init__(self) -> None:
         check_choices(self, **CHOICES)
@@ -187,10 +196,8 @@ class PassionSR:
         """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
         log = FitLog()
         for sub, inputs, _ in in_sequence(model, batches, scope):
-            if self.let:
-                init_let(sub, inputs, self.let_alpha, self.let_scale_init)
-            self._init_ranges(sub, inputs)
-            decay = self.unet_decay if sub.name == "unet" else 1.0
+            self._init(sub, inputs)
+            decay = self._unet_decay(scope) if sub.name == "unet" else 1.0
             items = list(zip(inputs, batches, strict=True))
             for stage, groups, epochs, reinit in self._stages(sub):
                 config = FitConfig(
@@ -201,10 +208,31 @@ class PassionSR:
                     undo_worse=self.undo_worse,
                 )
                 loss = self._loss(model, sub, stage)
+                if reinit and self.lbq_reinit_after_let == "sample":
+                    loss = _with_own_ranges(sub, loss)
                 fit(groups, loss, items, config, log, f"{sub.name}.{stage}")
-                if reinit and self.lbq_reinit_after_let:
+                if reinit and self.lbq_reinit_after_let == "sample":
+                    init_ranges(sub, inputs[-1:], "first")
+                elif reinit and self.lbq_reinit_after_let:
                     self._init_ranges(sub, inputs)
         return log
+
+    def _unet_decay(self, scope: str) -> float:
+        if self.unet_decay is not None:
+            return self.unet_decay
+        return 0.1 if scope == "U" else 0.2
+
+    def _init(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+        """Scales, then ranges under them; "official" takes the ranges under the first batch's scales."""
+        if not self.let:
+            self._init_ranges(sub, inputs)
+        elif self.act_range_init != "official":
+            init_let(sub, inputs, self.let_alpha, self.let_scale_init)
+            self._init_ranges(sub, inputs)
+        else:
+            init_let(sub, inputs[:1], self.let_alpha, self.let_scale_init)
+            self._init_ranges(sub, inputs)
+            init_let(sub, inputs[1:], self.let_alpha, self.let_scale_init, go_on=True)
 
     def _init_ranges(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
         if self.act_range_init != "official":
@@ -274,6 +302,16 @@ class PassionSR:
             yield "lbq", lbq_groups(sub, self.lbq_lr, self.lr_unit), 2 * self.epochs, False
 
 
+def _with_own_ranges(sub: SubModel, loss: Callable[[Item], Tensor]) -> Callable[[Item], Tensor]:
+    """The loss of an item under the extremes of that item."""
+
+    def own(item: Item) -> Tensor:
+        set_ranges(sub, [item[0]], "first")
+        return loss(item)
+
+    return own
+
+
 def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
     """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: see PassionSR.lr_unit."""
     groups = []
@@ -290,11 +328,14 @@ def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGr
 
 
 def lbq_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
-    """LBQ's parameters: both bounds of every quantizer; lr is relative to the mean width or level."""
-    return [
-        ParamGroup([q.lower, q.upper], lr * _width(q) / (q.spec.levels if unit == "level" else 1))
-        for q in sub_quantizers(sub)
-    ]
+    """LBQ's parameters: both bounds of every quantizer; lr is relative to the mean width or level, or absolute."""
+
+    def size(quantizer: Quantizer) -> float:
+        if unit == "absolute":
+            return 1.0
+        return _width(quantizer) / (quantizer.spec.levels if unit == "level" else 1)
+
+    return [ParamGroup([q.lower, q.upper], lr * size(q)) for q in sub_quantizers(sub)]
 
 
 def _width(quantizer: Quantizer) -> float:

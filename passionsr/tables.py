@@ -89,15 +89,18 @@ def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     """Bootstrap means of one metric: (draws, methods), images and seeds drawn with replacement.
 
-    The same images are drawn for every method, so differences between columns are paired. group: score rows.
+    The same images and the same seeds are drawn for every method, so differences between columns are paired: a seed means the
+    same order of the calibration images for all of them. group: score rows.
     """
-    cube = group.pivot_table("value", ["method", "seed"], "image", sort=False)
+    cube = group.pivot_table("value", ["method", "seed"], "image", sort=False).sort_index()
+    counts = cube.groupby(level="method").size()
     rng = np.random.default_rng(0)
     images = rng.integers(0, cube.shape[1], (draws, cube.shape[1]))
+    drawn = {n: rng.integers(0, n, (draws, n)) for n in sorted(set(counts))}
     means = {}
-    for method in dict.fromkeys(cube.index.get_level_values("method")):
+    for method in dict.fromkeys(group.method):
         values = cube.loc[method].to_numpy()  # (seeds, images)
-        seeds = rng.integers(0, len(values), (draws, len(values)))
+        seeds = drawn[len(values)]
         means[method] = values[seeds[:, :, None], images[:, None, :]].mean((1, 2))
     return pd.DataFrame(means)
 

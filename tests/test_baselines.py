@@ -1,5 +1,7 @@
 """What is particular to each baseline: official vectors of its parts, and the invariants of methods.md 4.6 - 7.6."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
@@ -7,19 +9,21 @@ from torch.nn.utils import parametrize
 from vectors import load, relative
 
 from baselines.efficientdm import EfficientDM, QALoRA, merge
-from baselines.lsq import LSQ, lsq_bounds
+from baselines.lsq import LSQ, gradient_scales, lsq_bounds
 from baselines.ptq4dm import PTQ4DM
 from baselines.qdiffusion import QDiffusion, shortcut_splits
 from passionsr.files import UserError
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.layers import LayerConfig, QuantizedLayer
-from passionsr.method import load_method, quantize_model
+from passionsr.method import in_sequence, load_method, quantize_model, sub_quantizers, weights_only
 from passionsr.quant.quantizers import Phase, Quantizer
 from passionsr.quant.search import two_sided_search
 from passionsr.quant.spec import Form, QuantSpec, Scheme
 from passionsr.reconstruction import (
     AdaRound,
+    Minibatches,
     RoundingPenalty,
+    capture,
     harden,
     reconstruction_loss,
     soften,
@@ -210,7 +214,8 @@ def rounding_problem():
 
 
 def test_adaround_hardens_and_beats_nearest_rounding():
-    """methods.md 6.6, with the default budget, 2,000 steps at 1e-2: V travels its 2.4 in time."""
+    """methods.md 6.6, with the default budget (2,000 steps at 1e-2): V travels its 2.4 in time."""
+    steps, rate = QDiffusion().weight_steps, QDiffusion().weight_lr
     layer, batches = rounding_problem()
 
     def loss(batch):
@@ -228,9 +233,9 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     assert same.float().mean() > 0.9
     assert torch.equal(~same, ~same & ((grid - weight).abs() > 0) & at_ends(layer, weight))
     assert torch.equal(rounders[0].v >= 0, rounders[0].share() >= 0.5)
-    penalty = RoundingPenalty(steps=2000)
+    penalty = RoundingPenalty(steps=steps)
     fit(
-        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=1e-2, steps=2000, undo_worse=False), FitLog(), "t",
+        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitLog(), "t",
         lambda step: penalty([r.share() for r in rounders], step),
     )  # fmt: skip
     share = rounders[0].share()
@@ -248,6 +253,39 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     clamped = (grid - weight).abs() > 0.501 * scale
     assert (steps <= 1 + 1e-4)[~clamped].all()
     assert torch.equal(layer.weight_quantizer(layer.weight), layer.weight)
+
+
+@pytest.mark.parametrize("rate", [1e-2, 10.0])
+def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypatch):
+    """methods.md 6.6: what counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
+    import baselines.qdiffusion as module
+
+    original, undone, made = QDiffusion._round, [], []
+
+    def remember(*args):
+        made.append(Minibatches(*args))
+        return made[-1]
+
+    def measured(self, sub, unit, teacher, other, data, log):
+        with weights_only(sub):
+            nearest = capture(unit.module, sub.run, data).output
+        original(self, sub, unit, teacher, other, data, log)
+        stage = log.stages[-1]
+        with weights_only(sub):
+            learned = capture(unit.module, sub.run, data).output
+            loss = mean_loss(partial(self._unit_loss, unit, power=2.0), made[-1])
+        assert loss == pytest.approx(stage["loss_after"], rel=1e-6)
+        assert stage["loss_after"] <= stage["loss_before"]
+        assert torch.equal(nearest, learned) == (stage["loss_after"] == stage["loss_before"])
+        undone.append(stage["undone"])
+
+    monkeypatch.setattr(module, "Minibatches", remember)
+    monkeypatch.setattr(module.QDiffusion, "_round", measured)
+    method = QDiffusion(weight_steps=6, weight_lr=rate, act_steps=0, batch=2, recon_images=4)
+    quantize_model(method, tiny, W4A4, "U", tiny_batches)
+    assert len(undone) > 10
+    assert any(undone)
+    assert not all(undone)
 
 
 def test_official_split_penalty_leaves_the_second_half_alone(tiny, tiny_batches, monkeypatch):
@@ -363,7 +401,10 @@ def test_lora_learning_rate_follows_the_weight_scale(tiny, tiny_batches, monkeyp
     monkeypatch.setattr(module, "fit", lambda groups, *rest: captured.extend(groups))
     quantize_model(EfficientDM(steps=1), tiny, W6A6, "U", tiny_batches)
     pairs = zip(captured[::2], captured[1::2], strict=False)
-    for lora, scale in [p for p in pairs if len(p[0].params) == 2 and p[1].lr_scale == 1e-6]:
+    found = [p for p in pairs if len(p[0].params) == 2 and p[1].lr_scale == 1e-6]
+    layers = [m for m in tiny.unet.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
+    assert len(found) == len(layers)
+    for lora, scale in found:
         assert lora.lr_scale == pytest.approx(float(scale.params[0].mean()) / 2500)
 
 
@@ -392,17 +433,59 @@ def test_lsq_steps_stay_without_learning_rate(tiny, tiny_batches):
     assert all(torch.equal(states[0][k], states[1][k]) for k in states[1])
 
 
+def test_sgd_steps_have_the_gradient_scale(tiny, tiny_batches, monkeypatch):
+    """methods.md 4.6: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
+    import baselines.lsq as module
+
+    captured = []
+    monkeypatch.setattr(module, "fit", lambda groups, *rest: captured.extend(groups))
+    method = LSQ(optimizer="sgd", act_lr=1.0, weight_lr=1.0)
+    prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
+    method.calibrate(prepared, tiny_batches, "U")
+    ((sub, inputs, _),) = in_sequence(prepared, tiny_batches, "U")
+    scales = gradient_scales(sub, inputs[0])
+    assert [g.lr_scale for g in captured] == [scales[q] for q in sub_quantizers(sub)]
+    conv = prepared.unet.conv_in
+    assert scales[conv.weight_quantizer] == pytest.approx((4 * 9 * 127) ** -0.5)
+    assert scales[conv.act_quantizer] == pytest.approx((4 * 8 * 8 * 127) ** -0.5)
+    p = prepared.unet.mid_block.attentions[0].transformer_blocks[0].attn1.processor.p
+    heads, tokens = 2, 16  # of tiny's lower level; P is non-negative: Qp = 255
+    assert scales[p] == pytest.approx((heads * tokens * tokens * 255) ** -0.5)
+
+
+def test_sgd_with_momentum():
+    """v <- 0.9 v + g, s <- s - lr v, by hand."""
+    parameter = nn.Parameter(torch.tensor([0.0]))
+    config = FitConfig(lr=0.5, optimizer="sgd", undo_worse=False)
+    fit(
+        [ParamGroup([parameter], 0.1)],
+        lambda b: b * parameter.sum(),
+        [1.0, 2.0],
+        config,
+        FitLog(),
+        "t",
+    )
+    assert float(parameter) == pytest.approx(-0.05 * (1 + (0.9 + 2)))
+
+
 def test_canonical_softmax_step_clips_almost_everything(tiny, tiny_batches):
-    """methods.md 4.5b: 2 mean(P) / sqrt(Qp) puts the range of P far below its maximum."""
+    """methods.md 4.5b: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
     tops = {}
     for init in ("paper", "minmax_p"):
         method = LSQ(epochs=0, lsq_init=init)
         model, _, _ = quantize_model(method, tiny, Scheme.parse("W8A8"), "U", tiny_batches)
-        tops[init] = [
-            float(m.processor.p.upper) for m in model.unet.modules() if hasattr(m, "processor")
-        ]
-    # tiny has 4 - 16 tokens; 2 sqrt(255) / tokens is above 1 for it: the ratio is what the formula says
-    assert all(p != m for p, m in zip(tops["paper"], tops["minmax_p"], strict=True))
+        tops[init] = {
+            n: float(m.processor.p.upper)
+            for n, m in model.unet.named_modules()
+            if hasattr(m, "processor")
+        }
+    tokens = {}  # of tiny: 8 x 8 and 4 x 4 latents, 5 of the context
+    for name, top in tops["paper"].items():
+        tokens[name] = round(2 * 255**0.5 / top)
+        assert top == pytest.approx(2 * 255**0.5 / tokens[name], rel=1e-5)
+    assert {t for n, t in tokens.items() if n.endswith("attn2")} == {5}
+    assert {t for n, t in tokens.items() if n.endswith("attn1")} == {16, 64}
+    assert all(m <= 1 for m in tops["minmax_p"].values())
 
 
 def test_per_tensor_weight_steps(tiny, tiny_batches):

@@ -1,4 +1,4 @@
-"""config/expected.tsv: the README's numbers lie in it, and each way of leaving it gives one line."""
+"""config/expected.tsv: the numbers of docs/mini.md lie in it, and each way of leaving it gives one line."""
 
 import shutil
 from pathlib import Path
@@ -9,20 +9,20 @@ from passionsr.cli import main
 from passionsr.expected import margin, measured, read_bands, violations, write_bands
 
 EXPECTED = Path("config/expected.tsv")
-README = Path("README.md")
+PAGE = Path("docs/mini.md")
 
 
-def test_the_readme_lies_inside(capsys):
-    assert main(["check-results", str(README)]) == 0
+def test_the_page_lies_inside(capsys):
+    assert main(["check-results", str(PAGE)]) == 0
     assert "0 violations" in capsys.readouterr().out
     # Every row of the benchmark's tables is there.
     rows = {key[:3] for key in read_bands(EXPECTED)["mini"]}
-    assert {("table2", "W6A6", "PassionSR"), ("table4", "W4A4", "PassionSR w/o DQC")} <= rows
-    assert ("unet_only", "W8A8", "MinMax") in rows
+    assert {("table2", "W6A6", "PassionSR"), ("table4", "W6A6", "PassionSR w/o DQC")} <= rows
+    assert ("unet_only", "W6A6", "MinMax") in rows
 
 
 def test_bands_are_two_sided_and_as_wide_as_documented():
-    _, numbers = measured(README)
+    _, numbers = measured(PAGE)
     bands = read_bands(EXPECTED)["mini"]
     for key, (low, high) in bands.items():
         # 1e-4: four digits in the file
@@ -31,34 +31,34 @@ def test_bands_are_two_sided_and_as_wide_as_documented():
 
 
 @pytest.fixture
-def readme(tmp_path):
-    return Path(shutil.copy(README, tmp_path / "README.md"))
+def copy(tmp_path):
+    return Path(shutil.copy(PAGE, tmp_path / PAGE.name))
 
 
-def test_a_number_outside_is_one_line(readme, capsys):
+def test_a_number_outside_is_one_line(copy, capsys):
     """Both sides, the first PassionSR row at W6A6."""
-    text = readme.read_text()
+    text = copy.read_text()
     line = next(x for x in text.splitlines() if "PassionSR " in x and "<sub>" in x)
-    number = measured(readme)[1][("table2", "W8A8", "PassionSR", "psnr")]
+    number = measured(copy)[1][("table2", "W8A8", "PassionSR", "psnr")]
     assert f"{number:.2f}" in line
     for changed in (number - 1.1, number + 1.1):
-        readme.write_text(text.replace(line, line.replace(f"{number:.2f}", f"{changed:.2f}", 1)))
-        found = violations(readme, EXPECTED)
+        copy.write_text(text.replace(line, line.replace(f"{number:.2f}", f"{changed:.2f}", 1)))
+        found = violations(copy, EXPECTED)
         assert len(found) == 1
         assert found[0].startswith(f"mini table2 W8A8 PassionSR psnr: {changed:.4f} is outside")
-        assert main(["check-results", str(readme)]) == 1
+        assert main(["check-results", str(copy)]) == 1
         assert "1 violations" in capsys.readouterr().out
 
 
-def test_a_missing_and_a_new_row(readme):
-    text = readme.read_text()
+def test_a_missing_and_a_new_row(copy):
+    text = copy.read_text()
     line = next(x for x in text.splitlines() if "| LSQ " in x and "<sub>" in x)
-    readme.write_text(text.replace(line + "\n", "", 1))
-    assert [x for x in violations(readme, EXPECTED) if "table2 W6A6 LSQ" in x and "missing" in x]
-    readme.write_text(text.replace("| LSQ  ", "| New  ", 1))
+    copy.write_text(text.replace(line + "\n", "", 1))
+    assert [x for x in violations(copy, EXPECTED) if "table2 W6A6 LSQ" in x and "missing" in x]
+    copy.write_text(text.replace("| LSQ  ", "| New  ", 1))
     assert any(
         x == f"mini table2 W6A6 New: a row without bands in {EXPECTED}"
-        for x in violations(readme, EXPECTED)
+        for x in violations(copy, EXPECTED)
     )
 
 
@@ -80,7 +80,7 @@ def test_results_folder_gives_the_numbers_of_its_tables(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["README.md", "--expected", "none.tsv"], "none.tsv: file not found"),
+        (["docs/mini.md", "--expected", "none.tsv"], "none.tsv: file not found"),
         (["none.md"], "none.md: file not found"),
         (["config"], "config/tables/table2.csv: not found"),
     ],
@@ -94,5 +94,5 @@ def test_errors(arguments, message, capsys):
 def test_malformed_bands(line, tmp_path, capsys):
     path = tmp_path / "e.tsv"
     path.write_text(EXPECTED.read_text().splitlines()[0] + "\n" + line + "\n")
-    assert main(["check-results", "README.md", "--expected", str(path)]) == 2
+    assert main(["check-results", "docs/mini.md", "--expected", str(path)]) == 2
     assert "line 2: low" in capsys.readouterr().err

@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 import itertools
 import json
 import sys
@@ -22,11 +23,13 @@ from passionsr.method import (
     output_loss,
     parts_of,
     quantize_model,
+    set_ranges,
     sub_quantizers,
 )
 from passionsr.passion import PassionSR, lbq_groups, let_groups
 from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.spec import Scheme
+from passionsr.step_bench import step_ratios
 from passionsr.surgery import match_attention, match_layers, match_patterns
 from passionsr.transforms import LearnedScale
 
@@ -64,11 +67,14 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# PassionSR with one released switch each: the class is the same (tests/test_official.py), so one case will do.
-SWITCHES = [n for n in METHODS if n.startswith("official_")]
+# A method with one released switch each: its class goes through everything below without it, so half of the cases will do.
+SWITCHES = [n for n, entry in METHODS.items() if entry.ablation == "released"]
 OTHERS = [n for n in METHODS if n not in SWITCHES]
+
+
 CASES = [
     *itertools.product(OTHERS, ("W8A8", "W4A4"), ("U", "UV")),
+    *itertools.product(SWITCHES, ("W8A8",), ("U",)),
     *itertools.product(SWITCHES, ("W4A4",), ("UV",)),
 ]
 
@@ -113,6 +119,67 @@ def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
         assert torch.equal(loaded(image), expected)
         # It does quantize: not the float model's output.
         assert not torch.equal(expected, tiny(image))
+
+
+# Options that no row of config/methods.yaml has.
+OPTIONS = [
+    ("minmax", {"minmax_mode": "global"}),
+    ("minmax", {"minmax_mode": "first"}),
+    ("lsq", {"exceptions": "native"}),
+    ("lsq", {"lsq_init": "paper", "per_channel": False}),
+    ("lsq", {"optimizer": "sgd"}),
+    ("lsq_plus", {"optimizer": "sgd"}),
+    ("ptq4dm", {"symmetric": False, "candidates": 5}),
+    ("ptq4dm", {"exceptions": "native"}),
+    ("ptq4dm", {"exceptions": "native", "act_quant_site": "output"}),
+    ("qdiffusion", {"weight_init": "max", "act_init": "ema"}),
+    ("qdiffusion", {"act_init": "max", "sm_bits": 16}),
+    ("qdiffusion", {"split_shortcut": False}),
+    ("qdiffusion", {"exceptions": "native", "recon_sum": "official"}),
+    ("qdiffusion", {"unet_crop": 4}),
+    ("efficientdm", {"exceptions": "native"}),
+    ("passionsr", {"lbq_form": "int_zp"}),
+    ("passionsr", {"let_scale_init": "smoothquant"}),
+    ("passionsr", {"let_alpha": 0.5}),
+    ("passionsr", {"let_latent_size": 8}),
+    ("passionsr", {"act_range_init": "global"}),
+    ("passionsr", {"act_range_init": "first"}),
+    ("passionsr", {"split": False}),
+    ("passionsr", {"lr_unit": "level"}),
+]
+
+
+@pytest.fixture(scope="module")
+def default_state(tiny, tiny_batches):
+    """Method -> the state of its artifact without further options, made once."""
+
+    @functools.cache
+    def made(name):
+        return quantize_model(build(name), tiny, Scheme.parse("W6A6"), "UV", tiny_batches)[
+            0
+        ].state_dict()
+
+    return made
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), OPTIONS, ids=lambda v: "-".join(v) if isinstance(v, dict) else v
+)
+def test_every_option_counts_and_is_saved(
+    name, options, default_state, tiny, tiny_batches, tmp_path
+):
+    """An option changes the artifact, and what it makes survives saving: the first forward is the one before."""
+    method = build(name, **options)
+    model, log, _ = quantize_model(method, tiny, Scheme.parse("W6A6"), "UV", tiny_batches)
+    assert not same(model.state_dict(), default_state(name))
+    assert all(torch.isfinite(torch.tensor(r["loss"])) for r in log.rows)
+    image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        expected = model(image)
+        save_quantized(model, tmp_path, {})
+        loaded = load_quantized(tmp_path)
+        assert torch.equal(loaded(image), expected)
+        assert torch.equal(loaded(image), expected)
 
 
 def watch(method, tiny, batches, monkeypatch, around):
@@ -227,6 +294,16 @@ def test_sixteen_bits_match_float(tiny, tiny_batches):
         ("baselines.nothing:X", {}, "cannot be imported"),
         ("baselines.minmax:Nothing", {}, "cannot be imported"),
         ("baselines.minmax:MinMax", {"speed": 9}, "unknown option speed; known: minmax_mode"),
+        (
+            "baselines.minmax:MinMax",
+            {"minmax_mode": "x"},
+            "minmax_mode 'x' is unknown: give one of",
+        ),
+        (
+            "baselines.lsq:LSQ",
+            {"optimizer": "x"},
+            "optimizer 'x' is unknown: give one of adam, sgd",
+        ),
     ],
 )
 def test_unknown_method_or_option(target, options, message):
@@ -341,6 +418,84 @@ def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):
         torch.testing.assert_close(layer.weight_quantizer.upper, upper, rtol=0, atol=0)
 
 
+def test_released_re_initialisation_by_sample(tiny, tiny_batches):
+    """The U script: what is left after a LET stage are the extremes of the last sample under the final LET."""
+    method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let="sample")
+    prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
+    method.calibrate(prepared, tiny_batches, "U")
+    found = bounds_of(prepared)
+    ((sub, inputs, _),) = in_sequence(prepared, tiny_batches, "U")
+    set_ranges(sub, inputs[-1:], "first")
+    assert all(torch.equal(a, b) for a, b in zip(found, bounds_of(prepared), strict=True))
+    set_ranges(sub, inputs[:1], "first")
+    assert not all(torch.equal(a, b) for a, b in zip(found, bounds_of(prepared), strict=True))
+
+
+def test_released_script_keeps_its_ranges_after_let(tiny, tiny_batches):
+    """lbq_reinit_after_let=False: with LBQ's steps at zero the bounds are those from before LET was trained."""
+    found = []
+    for epochs in (0, 1):
+        method = PassionSR(epochs=epochs, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let=False)
+        prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
+        method.calibrate(prepared, tiny_batches, "U")
+        found.append((bounds_of(prepared), prepared.unet.conv_in.transform.log_scale))
+    assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
+    assert not torch.equal(found[0][1], found[1][1])
+
+
+def test_released_ranges_are_those_of_the_first_batch_and_its_scales(tiny, tiny_batches):
+    """8.6.4: layers keep the ranges of batch one under its s, s drifts on; attention has the EMA of every batch."""
+    official, _ = PassionSR(act_range_init="official").prepare(tiny, Scheme.parse("W8A8"), "U")
+    right, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "U")
+    for model, mode in ((official, "official"), (right, "ema")):
+        method = PassionSR(epochs=0, act_range_init=mode, lbq_reinit_after_let=False)
+        method.calibrate(model, tiny_batches, "U")
+    scale = official.unet.conv_in.transform.log_scale
+    assert torch.equal(scale, right.unet.conv_in.transform.log_scale)
+    first, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "U")
+    ((sub, inputs, _),) = in_sequence(first, tiny_batches, "U")
+    init_let(sub, inputs[:1], 0.3, "ratio")
+    assert not torch.equal(scale, first.unet.conv_in.transform.log_scale)
+    set_ranges(sub, inputs[:1], "first")
+    for layer, expected in zip(layers_of(official), layers_of(first), strict=True):
+        for name in ("act_quantizer", "weight_quantizer"):
+            assert torch.equal(getattr(layer, name).upper, getattr(expected, name).upper)
+    tops = [
+        [m.q.upper for m in model.modules() if isinstance(m, QuantizedAttention)]
+        for model in (official, first)
+    ]
+    assert not any(torch.equal(a, b) for a, b in zip(*tops, strict=True))
+
+
+def test_the_released_decoder_target_is_ground_truth(tiny, tiny_batches):
+    method = PassionSR(decoder_target="hr")
+    prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "UV")
+    *_, (sub, inputs, _) = in_sequence(prepared, tiny_batches, "UV")
+    loss = method._loss(prepared, sub, "let")((inputs[0], tiny_batches[0]))
+    with torch.no_grad():
+        expected = (sub.run(inputs[0]) - tiny_batches[0].hr).square().mean()
+    torch.testing.assert_close(loss, expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("scope", ["U", "UV"])
+def test_released_decay_of_the_unet_stage(scope):
+    """8.3: the second epoch runs at 0.1 of the rate in the U script, at 0.2 in the UV script."""
+    assert PassionSR()._unet_decay(scope) == {"U": 0.1, "UV": 0.2}[scope]
+    assert PassionSR(unet_decay=0.5)._unet_decay(scope) == 0.5
+    config = FitConfig(epochs=2, schedule="halves", decay=PassionSR()._unet_decay(scope))
+    assert [config.factor(step, 2) for step in range(4)] == [1, 1, config.decay, config.decay]
+
+
+def bounds_of(model):
+    return [
+        b.clone() for m in model.modules() if isinstance(m, Quantizer) for b in (m.lower, m.upper)
+    ]
+
+
+def layers_of(model):
+    return [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+
+
 def test_prepared_passionsr_is_equivalent_without_quantizers(tiny, tiny_batches):
     """LET of every layer and attention, random s and o: the whole model's output stays (float64, 1e-8)."""
     from passionsr.layers import as_float
@@ -379,6 +534,13 @@ def test_self_attention_tokens_follow_the_latent_size(tiny):
         assert {t for n, t in tokens.items() if ".attn1." in n} == expected
     with pytest.raises(UserError, match="calibrated for 64"), torch.no_grad():
         fixed.predict_eps(torch.zeros(1, 4, 16, 16))
+
+
+def test_the_step_benchmark_times_every_kind_of_training(tiny):
+    lines = step_ratios(tiny, repeats=1).splitlines()[2:]
+    assert [line.split("|")[1].strip() for line in lines] == ["LET", "LBQ", "LET + LBQ"]
+    for line in lines:
+        assert all(float(cell) > 0 for cell in line.split("|")[2:5])
 
 
 # -- fit ------------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from vectors import load
 
 from passionsr import metric_weights, metrics
 from passionsr.files import UserError
@@ -59,6 +60,15 @@ def test_ssim_against_skimage(suite):
         truncate=3.5, full=True,
     )  # fmt: skip
     assert suite.score(a, b)["ssim"] == pytest.approx(full[5:-5, 5:-5].mean(), abs=2e-4)
+
+
+@pytest.mark.parametrize("name", ["metric_0_48x40", "metric_1_56x64", "metric_2_40x44"])
+def test_official_scores(shared, name):
+    """The vectors' tolerances: 1e-4 dB, SSIM 1e-6."""
+    v = load(shared, name)
+    scores = MetricSuite(["psnr", "ssim"]).score(v["img"].numpy(), v["ref"].numpy())
+    assert scores["psnr"] == pytest.approx(float(v["psnr"]), abs=1e-4)
+    assert scores["ssim"] == pytest.approx(float(v["ssim"]), abs=1e-6)
 
 
 def test_fidelity_columns_use_the_float_output(suite):

@@ -7,6 +7,7 @@ from torch import nn
 from vectors import load
 
 from passionsr.calibration import make_batches
+from passionsr.config import load_methods
 from passionsr.export import load_quantized, save_quantized
 from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
@@ -103,6 +104,13 @@ def test_each_switch_changes_the_result(switch, tiny, batches):
         states.append(model.state_dict())
     same = [torch.equal(states[0][k], states[1][k]) for k in states[0] if k in states[1]]
     assert not all(same)
+
+
+def test_the_row_of_all_switches_has_all():
+    assert load_methods("config/methods.yaml")["official_all"].options == {
+        **OFFICIAL,
+        "undo_worse": False,
+    }
 
 
 def test_official_as_a_whole_saves_and_loads(tiny, batches, tmp_path):

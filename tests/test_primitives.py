@@ -120,6 +120,54 @@ def test_ema_vector(shared):
         np.testing.assert_allclose(float(observer.lower), case["ema_x_min"][i], rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize(
+    "form", [Form.REAL_OFFSET, Form.INT_ZP, Form.INT_ZP_STALE], ids=lambda f: f.value
+)
+@pytest.mark.parametrize("bits", [4, 8])
+def test_gradient_table(form, bits):
+    """methods.md 8.2, written out, on 5000 samples of which a third is clipped; float64, 1e-9 (8.7)."""
+    generator = torch.Generator().manual_seed(bits)
+    x = 1.5 * torch.randn(5000, dtype=torch.float64, generator=generator)
+    upstream = torch.randn(5000, dtype=torch.float64, generator=generator)
+    low, high, n = -1.3, 1.7, 2**bits - 1
+    quantizer = Quantizer(QuantSpec(bits=bits, form=form)).double()
+    quantizer.set_bounds(torch.tensor([low]), torch.tensor([high]))
+    low, high = float(quantizer.lower), float(quantizer.upper)
+    with torch.no_grad():
+        quantizer(x)  # the stale form's previous scale is the present one
+    x.requires_grad_(True)
+    quantizer.requires_grad_(True)
+    quantizer(x).backward(upstream)
+    u = x.detach()
+    alpha = (high - low) / n
+    if form is Form.REAL_OFFSET:
+        t = (u - low) / alpha
+        rho, below, above = round_half_away(t) - t, u < low, u > high
+        clipped_below, clipped_above = (0.0, 1.0), (1.0, 0.0)
+    else:
+        z = float(round_half_away(torch.tensor(low / alpha, dtype=torch.float64)))
+        codes = round_half_away(u / alpha) - z
+        rho, below, above = round_half_away(u / alpha) - u / alpha, codes < 0, codes > n
+        e = z / n if form is Form.INT_ZP_STALE else (z - low / alpha) / n
+        clipped_below, clipped_above = (e, 1 - e), (1 + e, -e)
+    inside = ~below & ~above
+    below, above = below.double(), above.double()
+    assert 1000 < int((~inside).sum()) < 3000
+    to_upper = torch.where(inside, rho / n, clipped_below[0] * below + clipped_above[0] * above)
+    to_lower = torch.where(inside, -rho / n, clipped_below[1] * below + clipped_above[1] * above)
+    for grad, local in ((quantizer.upper.grad, to_upper), (quantizer.lower.grad, to_lower)):
+        assert float(grad) == pytest.approx(float((upstream * local).sum()), rel=1e-9, abs=1e-9)
+    torch.testing.assert_close(x.grad, upstream * inside, rtol=0, atol=1e-9)
+
+
+def test_sixteen_bits_are_within_a_step():
+    """methods.md 8.7: bounds at the data's extremes, |x_hat - x| <= alpha."""
+    x = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for form in (Form.REAL_OFFSET, Form.INT_ZP):
+        out = fake_quantize(x, x.min(), x.max(), 2**16 - 1, form)
+        assert float((out - x).abs().max()) <= float(x.max() - x.min()) / (2**16 - 1)
+
+
 def test_finite_differences_outside():
     """Clipped values: the analytic bound gradient equals the numeric one (real_offset, float64)."""
     x = torch.tensor([-3.0, 4.0], dtype=torch.float64)

@@ -7,6 +7,7 @@ import torch
 from vectors import load, relative
 
 import passionsr.quant.search as search_module
+from baselines.lsq import gradient_scale
 from passionsr.quant.observers import RangeObserver
 from passionsr.quant.primitives import fake_quantize
 from passionsr.quant.quantizers import Phase, Quantizer, observing, set_phase
@@ -172,7 +173,7 @@ LSQ = [
 
 @pytest.mark.parametrize("name", LSQ)
 def test_lsq_gradients(shared, name):
-    """Codes exactly; values and gradients to 1e-9 (float64; the scale is recovered from two bounds)."""
+    """Codes exactly; values to 1e-12, gradients to 1e-9 (float64; the scale is recovered from two bounds); g to 1e-12."""
     v = load(shared, name)
     per_channel = bool(v["per_channel"])
     spec = QuantSpec(bits=int(v["bits"]), form=Form.LSQ, per_channel=per_channel)
@@ -185,6 +186,9 @@ def test_lsq_gradients(shared, name):
     assert relative(y, v["y"]) < 1e-12
     assert torch.equal(gv, v["gv"])
     assert relative(gs, v["gs_raw"]) < 1e-9
+    g = gradient_scale(quantizer, int(v["N"]))
+    assert g == pytest.approx(float(v["g"]), rel=1e-12)
+    assert relative(g * gs, v["gs"]) < 1e-9
 
 
 P4 = [

@@ -98,6 +98,20 @@ def test_seeds_widen_the_interval():
     assert (one_low, one_high) == (25.0, 26.0)
 
 
+def test_seeds_are_paired():
+    """Seeds that move two methods alike do not hide the difference; the rows' order does not matter."""
+    frames = [
+        scores({("a", "W8A8"): {"psnr": [20.0 + s] * 3}, ("b", "W8A8"): {"psnr": [19.9 + s] * 3}})
+        .assign(seed=s)
+        .sort_values("method", ascending=s == 5, kind="stable")
+        for s in (0, 5, 10)
+    ]
+    for order in (frames, frames[::-1]):
+        bands = tables.intervals(pd.concat(order), "psnr", ["a"])
+        assert not bands["b"][2]
+        assert bands["a"][:2] == (20.0, 30.0)
+
+
 def test_printed_cells(config):
     table = tables.build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     rows = tables.format_rows(table, config.metrics, "**{}**")
@@ -129,7 +143,7 @@ def test_published_block(config, tmp_path, monkeypatch):
 
 
 def test_ablation_rows():
-    """Parts and released behaviour are separate tables; both show MinMax and the whole method."""
+    """Parts and released behaviour are separate tables; both show MinMax and the whole methods."""
     full = load_config("config/mini-full.yaml")
     parts = tables.ablation_rows(full, "parts")
     assert parts == [
@@ -140,8 +154,9 @@ def test_ablation_rows():
         "passionsr_no_lbq",
     ]
     released = tables.ablation_rows(full, "released")
-    assert released[:2] == ["minmax", "passionsr"]
-    assert len(released) == 2 + 12
+    assert released[:5] == ["minmax", "ptq4dm", "qdiffusion", "efficientdm", "passionsr"]
+    switches = {n for n, e in full.entries.items() if e.ablation == "released"}
+    assert set(released[5:]) == switches
     assert "released" in full.tables
     assert "released" not in load_config("config/mini.yaml").tables
 

@@ -11,6 +11,9 @@ import pytest
 from copies import TEST, check_same, results_of, snakemake, tree
 
 from passionsr.config import load_config
+from passionsr.expected import measured
+from passionsr.metric_table import METRICS
+from passionsr.readme import page, short
 from passionsr.reproducibility import products
 
 
@@ -45,6 +48,23 @@ def test_products(finished):
     }  # fmt: skip
     assert len(list((results / "benchmarks").glob("*.tsv"))) >= 10
     assert not list(results.rglob(".tmp-*"))
+
+
+def test_pages_hold_the_numbers_of_the_tables(finished, tmp_path):
+    """A page is read back by another reader than the one that wrote it; to the printed digits."""
+    results = finished / "results" / "test"
+    path = tmp_path / "test.md"
+    path.write_text(page(results))
+    name, printed = measured(path)
+    assert (name, printed.keys()) == ("test", measured(results)[1].keys())
+    for key, value in measured(results)[1].items():
+        assert abs(printed[key] - value) <= 0.5001 * 10 ** -METRICS[key[3]].digits, key
+    rows = short(results / "tables" / "table2.csv").splitlines()
+    assert [line.split("|")[2].strip() for line in rows if line.startswith("|")] == [
+        "method", ":------------", "Bicubic", "FP32", "MinMax", "PassionSR", "MinMax", "PassionSR",
+    ]  # fmt: skip
+    value = printed["table2", "W4A4", "PassionSR", "psnr_fp"]
+    assert f"{value:.2f}" in rows[-3]
 
 
 def test_one_row_per_number(finished):
