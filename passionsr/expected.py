@@ -20,11 +20,13 @@ TABLES = ("table2", "table4", "unet_only")
 COLUMNS = ("results", "table", "bits", "method", "metric", "low", "high")
 # Half a band's width, chosen: for the float model and bicubic what rounding moves; for quantized rows what a training
 # that takes another turn may do, twice that at 4 bits, where every model is broken. For scale: other kernels on one CPU
-# (SSE4 only) moved the small benchmark's W4A4 rows by at most 0.16 dB and 0.005 SSIM, its float rows by 1e-5.
+# (SSE4 only) moved the small benchmark's W4A4 rows by at most 0.16 dB and 0.005 SSIM, its float rows by 1e-5; sums in another order moved
+# PassionSR W8A8 by 1.1 dB to FP32 and LSQ W6A6 by 1.7. No band is narrower than what another seed does to a row at W6A6 (config/mini-full.yaml,
+# three seeds: PSNR 1.60 dB, NIQE 0.85, PSNR to FP32 2.05, LPIPS to FP32 0.043; at W8A8 NIQE 1.34, and PSNR to FP32 4.1, which is not granted).
 FLOAT_MARGIN = {"psnr": 0.05, "ssim": 0.002, "lpips": 0.002, "dists": 0.002, "niqe": 0.05,
                 "musiq": 0.5, "maniqa": 0.005, "clipiqa": 0.005, "psnr_fp": 0.05, "lpips_fp": 0.002}  # fmt: skip
-MARGIN = {"psnr": 1.0, "ssim": 0.04, "lpips": 0.04, "dists": 0.02, "niqe": 0.8,
-          "musiq": 4.0, "maniqa": 0.04, "clipiqa": 0.06, "psnr_fp": 1.5, "lpips_fp": 0.05}  # fmt: skip
+MARGIN = {"psnr": 1.6, "ssim": 0.04, "lpips": 0.04, "dists": 0.02, "niqe": 1.4,
+          "musiq": 4.0, "maniqa": 0.04, "clipiqa": 0.06, "psnr_fp": 2.1, "lpips_fp": 0.05}  # fmt: skip
 
 Key = tuple[str, str, str, str]  # table, bits, method, metric
 

@@ -17,7 +17,7 @@ from passionsr.config import load_config
 from passionsr.files import UserError, atomic_path, write_text
 from passionsr.metric_table import METRICS
 from passionsr.plan import plan
-from passionsr.tables import LEGEND, format_rows, headers
+from passionsr.tables import format_rows, headers
 
 PICTURE = Path("docs/crops_W6A6.jpg")
 PARITY = Path("results/realsr-local/tables/parity.md")
@@ -86,8 +86,7 @@ def short(table: Path) -> str:
     rows = format_rows(
         frame[frame.source == "measured here"], SHORT, "**{}**", "<br><sub>{} .. {}</sub>"
     )
-    body = tabulate(rows, headers(SHORT), "pipe", disable_numparse=True)
-    return f"{body}\n\n{LEGEND}"
+    return tabulate(rows, headers(SHORT), "pipe", disable_numparse=True)
 
 
 def page(results: Path) -> str:
@@ -126,7 +125,11 @@ def update(readme: Path, results: Path, grid: Path) -> None:
     if (grid / "tables").is_dir():
         pages[grid] = page(grid)
         for block, table in IN_SHORT.items():
-            text = fill(text, block, short(grid / "tables" / f"{table}.csv"))
+            path = grid / "tables" / f"{table}.csv"
+            if (
+                block != "released" or path.is_file()
+            ):  # a grid without released rows has no such table
+                text = fill(text, block, short(path))
         scopes = {"UNet only": "unet_only", "UNet + VAE": "table2"}
         tables = {label: pd.read_csv(grid / "tables" / f"{n}.csv") for label, n in scopes.items()}
         card = fill(card, "difficulty", difficulty(tables))
