@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 from tabulate import tabulate
 
-from passionsr.config import BICUBIC, FP32, Config
+from passionsr.config import BICUBIC, FP32, Config, parse_scheme
 from passionsr.datasets import shared_folder
 from passionsr.files import UserError, read_json, write_json, write_text
 from passionsr.metric_table import METRICS
@@ -138,7 +138,10 @@ def build(
     """Rows in print order: bits, method, metrics, best and noise (names, ';'-separated), <metric>_lo, <metric>_hi."""
     means = mean_scores(scores, config.metrics)
     rows = []
-    schemes = list(dict.fromkeys(r.scheme for r in config.runs if r.scope == scope))
+    schemes = sorted(
+        dict.fromkeys(r.scheme for r in config.runs if r.scope == scope),
+        key=lambda scheme: -parse_scheme(scheme).weight_bits,
+    )
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
     titles |= {g.name: g.title for g in config.given}
     for scheme in ["W32A32", *schemes]:
