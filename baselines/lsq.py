@@ -7,14 +7,13 @@ non-negative, else signed. Steps are per output channel for weights (`per_channe
 tensor). Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
 canonical step clips almost all of a post-softmax map (methods.md 4.5b); Adam instead of the paper's SGD. The gradient scale
 g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is invariant to it. One step: a
-single t, so one quantizer per tensor sees every input there is (4.4). A stage that ends above its start is undone, see FitConfig. lsq_plus: asymmetric with a learned zero point (rounded straight-through),
-after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+single t, so one quantizer per tensor sees every input there is (4.4). A stage that ends above its start is undone, see FitConfig.
+lsq_plus: asymmetric with a learned zero point (rounded straight-through), after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
 VAE: the same rules; its attention products stay float.
 """
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -34,12 +33,13 @@ from passionsr.method import (
     init_ranges,
     output_loss,
     parts_of,
+    set_ranges,
     softmax_quantizers,
     sub_quantizers,
     swapped,
 )
 from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Quantizer, observing
+from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.spec import Form, Scheme
 from passionsr.surgery import PASSIONSR_8BIT, SwapRow
 
@@ -83,10 +83,7 @@ def gradient_scales(sub: SubModel, x: Tensor) -> dict[Quantizer, float]:
         counts[quantizer] = x[0].numel()
         return quantizer.lower, quantizer.upper
 
-    with contextlib.ExitStack() as stack, torch.no_grad():
-        for module in sub.modules:
-            stack.enter_context(observing(module, "first", find=count))
-        sub.run(x)
+    set_ranges(sub, [x], "first", find=count, weights=False)
     return {quantizer: gradient_scale(quantizer, n) for quantizer, n in counts.items()}
 
 

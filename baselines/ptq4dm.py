@@ -7,7 +7,8 @@ One step: the paper's contribution, drawing calibration timesteps from a normal 
 single t = 999, and calibration inputs are the encoder's latents (5.4). VAE [ours]: the same treatment.
 Deviations: activation quantizers sit on layer inputs, so that products are integer-executable;
 act_quant_site="output" is the released convention. Attention products are float as in the released code unless
-quant_attn_matmul; exceptions="native" raises the activations of those layers, too (the text: their weights). Whether a tensor is one-sided is decided batch by batch (released: from the first). Batches are the calibration's, not 256 samples; a long tensor is searched on its histogram.
+quant_attn_matmul; exceptions="native" raises the activations of those layers, too (the text: their weights). Whether a tensor is
+one-sided is decided batch by batch (released: from the first). Batches are the calibration's, not 256 samples; a long tensor is searched on its histogram.
 `candidates` thresholds (2-D: widths) are tried, 100 as released.
 """
 
