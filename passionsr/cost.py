@@ -24,7 +24,7 @@ from passionsr.config import Config
 from passionsr.diagnostics import model_bytes
 from passionsr.export import WEIGHTS
 from passionsr.files import UserError, read_json, write_text
-from passionsr.layers import QuantizedLayer, freeze
+from passionsr.layers import freeze, quantized_modules
 from passionsr.method import load_method
 from passionsr.model import OneStepSR
 from passionsr.quant.spec import Scheme
@@ -122,17 +122,14 @@ def packed_bytes(
     for scheme, scope in cases:
         prepared, _ = load_method(target).prepare(model, Scheme.parse(scheme), scope)
         if scope in frozen:  # the same tensors, other widths; freezing takes most of the time
-            for layer, other in zip(_layers(frozen[scope]), _layers(prepared), strict=True):
-                layer.config = other.config
+            pairs = zip(*map(quantized_modules, (frozen[scope], prepared)), strict=True)
+            for part, other in pairs:
+                part.config = other.config
         else:
             freeze(prepared)
             frozen[scope] = prepared
         sizes[scheme, scope] = model_bytes(frozen[scope])
     return sizes
-
-
-def _layers(model: OneStepSR) -> list[QuantizedLayer]:
-    return [m for m in model.modules() if isinstance(m, QuantizedLayer)]
 
 
 def meta_model(name: str) -> OneStepSR:
