@@ -105,7 +105,9 @@ class Config:
     def tables(self) -> list[str]:
         """Names of the tables of metrics; `released` only where the run sheet has such runs."""
         released = any(self.entries[r.method].ablation == "released" for r in self.runs)
-        return ["table2", "ablation", "table4", "unet_only", *(["released"] if released else [])]
+        return [
+            "table2", "ablation", "table4", "unet_only", *(["released", "released_cost"] if released else []),
+        ]  # fmt: skip
 
     def run(self, run_id: str) -> Run:
         """The run of that name; UserError if the configuration has none."""

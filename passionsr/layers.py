@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from passionsr.files import UserError
-from passionsr.quant.primitives import piece_size
+from passionsr.quant.primitives import PIECE, piece_size
 from passionsr.quant.quantizers import Finder, Phase, Quantizer, quantizers, set_phase
 from passionsr.quant.spec import HALF, Form, QuantSpec
 from passionsr.transforms import (
@@ -368,6 +368,15 @@ class QuantizedAttention(nn.Module):
         small = size <= (KEPT_MAPS if torch.is_grad_enabled() else piece_size(q))
         return small or self.collecting or not self.p.is_pure
 
+    def _weighted(self, p: Tensor, v: Tensor) -> Tensor:
+        """Q(P) v for a whole P. A large Q(P) is made again in the backward pass, in less time than it takes to make P."""
+        if p.numel() <= PIECE or not (p.requires_grad and self.p.is_pure):
+            return self.p(p) @ v
+        quantize = self.p.with_current_bounds()
+        return checkpoint(
+            lambda p, v: quantize(p) @ v, p, v, use_reentrant=False, preserve_rng_state=False
+        )
+
     def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time; the backward pass makes each piece again.
 
@@ -423,7 +432,7 @@ class QuantizedAttention(nn.Module):
             if attention_mask is not None:
                 scores = scores + attention_mask
             p, v = self._transform_pv(scores.softmax(-1), v)
-            out = self.p(p) @ self.v(v)
+            out = self._weighted(p, self.v(v))
         else:
             out = self._attend_in_pieces(q, k, v, attn.scale)
         out = out.transpose(1, 2).flatten(2)  # (N, T, C)

@@ -25,10 +25,11 @@ PARITY = Path("results/realsr-local/tables/parity.md")
 CARD = Path("models/mini/README.md")
 DOCS = Path("docs")
 SHORT = ("psnr", "lpips", "dists", "psnr_fp", "lpips_fp")
+RELEASED = ("released", "released_cost")
 # Tables of a run in the order of its page; `ablation` is `table4` without the costs.
-PAGE = ("table2", "table4", "released", "unet_only", "table3")
+PAGE = ("table2", "table4", *RELEASED, "unet_only", "table3")
 # Of the grid, in the README.
-IN_SHORT = ("table2", "ablation", "released", "unet_only")
+IN_SHORT = ("table2", "ablation", "released_cost", "unet_only")
 
 
 def fill(text: str, name: str, block: str) -> str:
@@ -78,7 +79,7 @@ def difficulty(tables: dict[str, pd.DataFrame]) -> str:
 def _tables(results: Path, names: Sequence[str], suffix: str) -> dict[str, Path]:
     """Name -> file; a run without released rows has no such table."""
     paths = {name: results / "tables" / f"{name}.{suffix}" for name in names}
-    return {n: path for n, path in paths.items() if n != "released" or path.is_file()}
+    return {n: path for n, path in paths.items() if n not in RELEASED or path.is_file()}
 
 
 def short(table: Path) -> str:
@@ -87,7 +88,8 @@ def short(table: Path) -> str:
     frame = pd.read_csv(table)
     frame = frame[frame.source == "measured here"]
     chosen = [name for name in SHORT if name in frame]
-    rows = format_rows(frame, chosen, "**{}**", "<br><sub>{} .. {}</sub>")
+    sign = "+" if table.stem == "released_cost" else ""
+    rows = format_rows(frame, chosen, "**{}**", "<br><sub>{} .. {}</sub>", sign=sign)
     return tabulate(rows, headers(chosen), "pipe", disable_numparse=True)
 
 

@@ -15,6 +15,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from passionsr.calibration import CalibrationBatch
+from passionsr.memory import keep_freed_memory
 from passionsr.method import in_sequence, init_let, init_ranges
 from passionsr.model import OneStepSR
 from passionsr.passion import PassionSR, lbq_groups, let_groups
@@ -30,6 +31,7 @@ def _seconds(run: Callable[[Tensor], Tensor], latent: Tensor) -> float:
 def step_ratios(model: OneStepSR, repeats: int = 10, threads: int = 1) -> str:
     """A Markdown table: seconds of the step in FP32 and quantized, and their ratio."""
     torch.set_num_threads(threads)
+    keep_freed_memory()  # as stages do
     latent = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     float_model = deepcopy(model)
     float_model.unet.requires_grad_(True)

@@ -31,7 +31,10 @@ PARITY_NOTE = (
 PUBLISHED = Path("published") / "passionsr_table2.csv"
 PUBLISHED_TABLE4 = Path(__file__).resolve().parent.parent / "config" / "published_table4.csv"
 
-
+DIFFERENCES = (
+    "Mean difference over images and seeds, below it its 95 % bootstrap interval (the same images and seeds on both "
+    "sides); ≈: inside the noise; n/a: the other row, or the metric's weights, are not there."
+)
 ANOTHER_MODEL = "another model (SD2.1 / OSEDiff) on other data (full-size test sets). Compare the order of the methods, never the values."
 UNTRAINED = "minmax"  # the row that the paper's ablation starts from
 
@@ -198,11 +201,12 @@ def format_rows(
     bold: str,
     interval: str | None = None,
     cost: Sequence[Column] = (),
+    sign: str = "",
 ) -> list[list[str]]:
     """Strings for printing; a repeated bit width is left blank. `cost` columns stand before the metrics.
 
     bold: a format such as "**{}**". interval: a format with two places, appended to the value. "≈" marks a
-    difference to the best that is inside the noise.
+    difference to the best that is inside the noise. sign: "+" prints both signs.
     """
     lines, last = [], None
     for _, row in table.iterrows():
@@ -211,7 +215,7 @@ def format_rows(
         cells += ["n/a" if pd.isna(row[c.name]) else f"{row[c.name]:.{c.digits}f}" for c in cost]
         for name in metrics:
             value = row[name]
-            text = "n/a" if pd.isna(value) else f"{value:.{METRICS[name].digits}f}"
+            text = "n/a" if pd.isna(value) else f"{value:{sign}.{METRICS[name].digits}f}"
             if name in str(row.best).split(";"):
                 text = bold.format(text)
             elif name in str(row.get("noise", "")).split(";"):
@@ -219,7 +223,7 @@ def format_rows(
             low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
             if interval is not None and pd.notna(low):
                 digits = METRICS[name].digits
-                text += interval.format(f"{low:.{digits}f}", f"{high:.{digits}f}")
+                text += interval.format(f"{low:{sign}.{digits}f}", f"{high:{sign}.{digits}f}")
             cells.append(text)
         lines.append(cells)
     return lines
@@ -274,8 +278,9 @@ def _tex_safe(text: str) -> str:
 def write_table(
     table: pd.DataFrame, metrics: Sequence[str], stem: Path, title: str, published: pd.DataFrame | None = None,
     published_note: str = "", cost: Sequence[Column] = (), published_cost: Sequence[Column] = (),
+    legend: str = LEGEND, sign: str = "",
 ) -> None:  # fmt: skip
-    """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such."""
+    """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such. sign: see `format_rows`."""
     measured = table.assign(source="measured here")
     blocks = (
         [measured]
@@ -293,16 +298,16 @@ def write_table(
         if dataset != EMBEDDED:
             markdown += [f"*{dataset}, measured here*", ""]
             tex += [f"% {dataset}, measured here"]
-        rows = format_rows(part, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost)
+        rows = format_rows(part, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost, sign)
         markdown += [tabulate(rows, headers(metrics, cost), "pipe", disable_numparse=True), ""]
         tex += [tabulate(
             [
                 [_tex_safe(c) if "textbf" not in c else c for c in row]
-                for row in format_rows(part, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost)
+                for row in format_rows(part, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost, sign)
             ],
             [_tex_safe(h) for h in headers(metrics, cost)], "latex_raw", disable_numparse=True,
         )]  # fmt: skip
-    markdown.append(LEGEND)
+    markdown.append(legend)
     if published_note:
         markdown += ["", published_note]
         tex += ["", f"% {published_note}"]
@@ -362,6 +367,45 @@ def ablation_rows(config: Config, kind: str) -> list[str]:
     return [name for name in used if belongs(name)]
 
 
+def released_costs(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
+    """What each released switch changes (UNet + VAE): its row minus the row of the same class without it.
+
+    Columns dataset, bits, method, the metrics, best (empty), noise, <metric>_lo, <metric>_hi, as `build_all`'s.
+    """
+    plain: dict[str, str] = {}
+    for name, entry in config.entries.items():
+        if entry.ablation is None:
+            plain.setdefault(entry.target, name)
+    pairs = {
+        run.method: plain[config.entries[run.method].target]
+        for run in config.runs
+        if config.entries[run.method].ablation == "released"
+    }
+    own = scores[(scores.scope == "UV") & scores.value.notna()]
+    rows = []
+    for scheme in dict.fromkeys(r.scheme for r in config.runs if r.method in pairs):
+        for dataset in [d.name for d in config.datasets] or [None]:
+            group = own[own.scheme == scheme]
+            group = group if dataset is None else group[group.dataset == dataset]
+            for method, base in pairs.items():
+                line = {"dataset": dataset or EMBEDDED, "bits": scheme, "best": "", "noise": []}
+                line["method"] = config.entries[method].title
+                both = group[group.method.isin((method, base))]
+                for name in config.metrics if both.method.nunique() == 2 else ():
+                    part = both[both.metric == name]
+                    if part.empty:
+                        continue
+                    drawn = resampled_means(part)
+                    low, high = np.percentile(drawn[method] - drawn[base], [2.5, 97.5])
+                    means = part.groupby("method").value.mean()
+                    line |= {name: means[method] - means[base], f"{name}_lo": low, f"{name}_hi": high}  # fmt: skip
+                    line["noise"] += [name] if low <= 0 <= high else []
+                rows.append({**line, "noise": ";".join(line["noise"])})
+    bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
+    columns = ["dataset", "bits", "method", *config.metrics, "best", "noise", *bounds]
+    return pd.DataFrame(rows, columns=columns)
+
+
 def published_block(config: Config) -> tuple[pd.DataFrame | None, str]:
     """The published rows that go below Table 2, and what must be said about them."""
     published = published_rows(config.metrics)
@@ -410,7 +454,7 @@ def write_parity(config: Config, folder: Path) -> None:
 
 
 def write_tables(config: Config) -> None:
-    """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released: what each released bug costs.
+    """table2, ablation, table4 (the ablation with what it cost), unet_only, cost; released and released_cost: released behaviour, and what it costs.
 
     And summary.json: the means as nested keys.
     """
@@ -442,6 +486,10 @@ def write_tables(config: Config) -> None:
         write_table(
             rows(ablation_rows(config, "released"), "UV", FP32), config.metrics, folder / "released",
             f"Released behaviour, one switch at a time {where}",
+        )  # fmt: skip
+        write_table(
+            released_costs(config, scores), config.metrics, folder / "released_cost",
+            f"What each released switch changes {where}", legend=DIFFERENCES, sign="+",
         )  # fmt: skip
     write_table(
         rows(used, "U", FP32), config.metrics, folder / "unet_only", f"UNet only ({config.name})"

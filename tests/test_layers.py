@@ -178,7 +178,9 @@ def attention_pair(cross=True, **config):
     quantized = copy.deepcopy(plain)
     tokens = 5 if cross else 7
     processor = QuantizedAttention(
-        AttentionConfig(act_bits=8, form=Form.REAL_OFFSET, head_dim=4, let_tokens=tokens, **config)
+        AttentionConfig(
+            act_bits=8, head_dim=4, let_tokens=tokens, **{"form": Form.REAL_OFFSET, **config}
+        )
     ).double()
     quantized.set_processor(processor)
     x = torch.randn(2, 7, 8, dtype=torch.float64)
@@ -245,6 +247,40 @@ def test_attention_in_pieces_is_attention(monkeypatch, piece, let):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
     with torch.no_grad():
         torch.testing.assert_close(quantized(x), out, rtol=1e-9, atol=1e-12)
+
+
+def kept_of_size(elements, run):
+    """What `run` makes, and how many tensors of that size it keeps for its gradient."""
+    kept = {}
+
+    def pack(tensor):
+        kept[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        return run(), list(kept.values()).count(elements)
+
+
+@pytest.mark.parametrize("form", [Form.REAL_OFFSET, Form.LSQ, Form.INT_ZP_STALE])
+def test_a_large_quantized_p_is_made_again(monkeypatch, form):
+    """To the bit, and not kept; a stale zero point, which another forward would move, is served as before."""
+    _, quantized, processor, x, _ = attention_pair(cross=False, form=form)
+    with observing(quantized):
+        quantized(x)
+    processor.requires_grad_(True)
+    found = []
+    for piece in (1 << 18, 10):
+        monkeypatch.setattr(layers, "PIECE", piece)
+        if form is Form.INT_ZP_STALE:  # from the same previous scale
+            processor.p._previous_scale = None
+        x.grad = None
+        processor.zero_grad()
+        out, maps = kept_of_size(2 * 2 * 7 * 7, lambda: quantized(x.requires_grad_(True)))
+        out.square().sum().backward()
+        found.append((maps, [out.detach(), x.grad, *(p.grad for p in processor.parameters())]))
+    (kept, whole), (kept_again, again) = found
+    assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
+    assert (kept, kept_again) == (2, 2 if form is Form.INT_ZP_STALE else 1)
 
 
 def test_statistics_of_p_are_taken_of_the_whole(monkeypatch):

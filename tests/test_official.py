@@ -69,6 +69,35 @@ def test_a_quantizer_remembers_the_last_scale_until_it_settles():
     assert not torch.equal(first, fresh)
 
 
+def test_a_stale_zero_point_keeps_its_input_only():
+    """The quantizer makes the chain's tensors again in the backward pass: to the bit, from the scale of that forward."""
+    x = torch.linspace(-1, 2, 50, requires_grad=True)
+    lower, upper = torch.tensor([-0.8]), torch.tensor([1.7])
+    quantizer = Quantizer(QuantSpec(bits=4, form=Form.INT_ZP_STALE)).requires_grad_(True)
+    quantizer.set_bounds(lower, upper)
+    previous = (quantizer.upper - quantizer.lower).detach()[0] / 15
+    quantizer(x.detach())
+    with torch.no_grad():
+        quantizer.upper.mul_(0.6)
+    sizes = []
+    pack = torch.autograd.graph.saved_tensors_hooks(
+        lambda t: sizes.append(t.numel()) or t, lambda t: t
+    )
+    with pack:
+        out = quantizer(x)
+    quantizer(x.detach())  # its scale is not the backward pass's
+    (out * x.detach()).sum().backward()
+    assert sizes.count(50) <= 1
+    leaf, low, high = (
+        t.detach().clone().requires_grad_(True) for t in (x, quantizer.lower, quantizer.upper)
+    )
+    chain = fake_quantize_stale(leaf, low, high, 15, previous)
+    (chain * leaf.detach()).sum().backward()
+    assert torch.equal(out, chain)
+    for one, other in ((x, leaf), (quantizer.lower, low), (quantizer.upper, high)):
+        assert torch.equal(one.grad, other.grad)
+
+
 def test_gradients_add_up_over_an_epoch():
     """zero_grad="epoch": the k-th step of an epoch uses the sum of its first k gradients (8.6.3)."""
     batches = [1.0, 2.0, 4.0]

@@ -157,8 +157,39 @@ def test_ablation_rows():
     assert released[:5] == ["minmax", "ptq4dm", "qdiffusion", "efficientdm", "passionsr"]
     switches = {n for n, e in full.entries.items() if e.ablation == "released"}
     assert set(released[5:]) == switches
-    assert "released" in full.tables
-    assert "released" not in load_config("config/mini.yaml").tables
+    assert {"released", "released_cost"} <= set(full.tables)
+    assert not {"released", "released_cost"} & set(load_config("config/mini.yaml").tables)
+
+
+def test_what_released_switches_cost(tmp_path):
+    """Differences to the class's own row, by hand: -1 dB on every image is outside the noise, +1 and -1 are inside."""
+    full = replace(load_config("config/mini-full.yaml"), metrics=("psnr", "lpips"))
+    values = scores(
+        {
+            ("passionsr", "W6A6"): {"psnr": [20.0, 22.0], "lpips": [0.4, 0.2]},
+            ("official_bias", "W6A6"): {"psnr": [19.0, 21.0], "lpips": [0.5, 0.1]},
+            ("official_bias", "W8A8"): {"psnr": [90.0, 90.0]},  # another bit width
+            ("efficientdm", "W6A6"): {"psnr": [10.0, 10.0]},
+            ("official_qalora_base", "W6A6"): {"psnr": [10.5, 10.5]},
+            ("official_quant_site", "W6A6"): {"psnr": [10.5, 10.5]},  # PTQ4DM itself is missing
+        }
+    )
+    table = tables.released_costs(full, values).set_index("method")
+    assert len(table) == sum(e.ablation == "released" for e in full.entries.values())
+    bias = table.loc["quantize_bias: official"]
+    assert (bias.psnr, bias.psnr_lo, bias.psnr_hi) == (-1, -1, -1)
+    assert bias.lpips == pytest.approx(0)
+    assert bias.noise == "lpips"
+    assert table.loc["EfficientDM, qalora_base: int"].psnr == 0.5
+    assert table.loc["PTQ4DM, act_quant_site: output"].isna()[["psnr", "lpips"]].all()
+    tables.write_table(
+        table.reset_index(), full.metrics, tmp_path / "t", "T", legend=tables.DIFFERENCES, sign="+"
+    )
+    text = (tmp_path / "t.md").read_text()
+    assert "-1.00<br><sub>-1.00 .. -1.00</sub>" in text
+    assert "+0.50<br>" in text
+    assert "inside the noise" in text
+    assert tables.LEGEND not in text
 
 
 def test_cost_columns(config, tmp_path):

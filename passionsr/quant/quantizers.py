@@ -8,6 +8,7 @@ from enum import Enum
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from passionsr.quant.observers import RangeMode, RangeObserver
 from passionsr.quant.primitives import (
@@ -138,7 +139,11 @@ class Quantizer(nn.Module):
         scale = scale_of(lower, upper, self.spec.levels).detach()
         previous = scale if self._previous_scale is None else self._previous_scale
         self._previous_scale = scale
-        return fake_quantize_stale(x, lower, upper, self.spec.levels, previous)
+        # The chain keeps some ten tensors of x's size for its gradient: the backward pass makes them again.
+        return checkpoint(
+            fake_quantize_stale, x, lower, upper, self.spec.levels, previous,
+            use_reentrant=False, preserve_rng_state=False,
+        )  # fmt: skip
 
     def rows(self, x: Tensor) -> list[Tensor]:
         """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""

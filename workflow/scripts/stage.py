@@ -11,6 +11,7 @@ from passionsr import stages
 from passionsr.bench import Timer
 from passionsr.config import Config, load_config
 from passionsr.files import UserError
+from passionsr.memory import keep_freed_memory
 
 STAGES = (
     "data", "probe", "reference", "sensitivity", "calibrate", "infer", "score", "tables", "figures",
@@ -42,6 +43,8 @@ def work(stage: str, config: Config, run_ids: list[str]) -> None:
         import torch
 
         torch.set_num_threads(config.threads)
+        if not config.lean:
+            keep_freed_memory()
     if stage in ("calibrate", "infer"):
         (run_id,) = run_ids
         getattr(stages, stage)(config, config.run(run_id))
