@@ -189,7 +189,7 @@ def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
             )
         axis.set_xlabel("packed model, MiB")
         axis.set_ylabel(METRICS[metric].title)
-    axes[0][-1].legend(fontsize=7)
+    axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))  # over no line
     figure.tight_layout()
     return figure
 
