@@ -22,6 +22,7 @@ SCHEMA = Path(__file__).resolve().parent.parent / "workflow" / "schemas" / "conf
 FP32, BICUBIC = "fp32", "bicubic"
 # Ablation tables: a part of the method off; behaviour of the released code on.
 ABLATIONS = ("parts", "released")
+RELEASED_TABLES = ("released", "released_cost")
 
 
 @dataclass(frozen=True)
@@ -103,11 +104,9 @@ class Config:
 
     @property
     def tables(self) -> list[str]:
-        """Names of the tables of metrics; `released` only where the run sheet has such runs."""
+        """Names of the tables of metrics; RELEASED_TABLES only where the run sheet has such runs."""
         released = any(self.entries[r.method].ablation == "released" for r in self.runs)
-        return [
-            "table2", "ablation", "table4", "unet_only", *(["released", "released_cost"] if released else []),
-        ]  # fmt: skip
+        return ["table2", "ablation", "table4", "unet_only", *(RELEASED_TABLES if released else ())]
 
     def run(self, run_id: str) -> Run:
         """The run of that name; UserError if the configuration has none."""

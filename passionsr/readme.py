@@ -14,7 +14,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from passionsr.bench import report
-from passionsr.config import load_config
+from passionsr.config import RELEASED_TABLES, load_config
 from passionsr.files import UserError, atomic_path, write_text
 from passionsr.metric_table import METRICS
 from passionsr.plan import plan
@@ -25,9 +25,8 @@ PARITY = Path("results/realsr-local/tables/parity.md")
 CARD = Path("models/mini/README.md")
 DOCS = Path("docs")
 SHORT = ("psnr", "lpips", "dists", "psnr_fp", "lpips_fp")
-RELEASED = ("released", "released_cost")
 # Tables of a run in the order of its page; `ablation` is `table4` without the costs.
-PAGE = ("table2", "table4", *RELEASED, "unet_only", "table3")
+PAGE = ("table2", "table4", *RELEASED_TABLES, "unet_only", "table3")
 # Of the grid, in the README.
 IN_SHORT = ("table2", "ablation", "released_cost", "unet_only")
 
@@ -77,9 +76,9 @@ def difficulty(tables: dict[str, pd.DataFrame]) -> str:
 
 
 def _tables(results: Path, names: Sequence[str], suffix: str) -> dict[str, Path]:
-    """Name -> file; a run without released rows has no such table."""
+    """Name -> file; a run without released rows lacks RELEASED_TABLES."""
     paths = {name: results / "tables" / f"{name}.{suffix}" for name in names}
-    return {n: path for n, path in paths.items() if n not in RELEASED or path.is_file()}
+    return {n: path for n, path in paths.items() if n not in RELEASED_TABLES or path.is_file()}
 
 
 def short(table: Path) -> str:

@@ -108,6 +108,12 @@ def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     return pd.DataFrame(means)
 
 
+def _band(draws: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of bootstrap draws."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
 def intervals(
     scores: pd.DataFrame, metric: str, best: Sequence[str]
 ) -> dict[str, tuple[float, float, bool]]:
@@ -122,12 +128,11 @@ def intervals(
     means = resampled_means(rows)
     result = {}
     for method in means:
-        low, high = np.percentile(means[method], [2.5, 97.5])
         noise = False
         if best and method not in best and best[0] in means:
-            ends = np.percentile(means[method] - means[best[0]], [2.5, 97.5])
-            noise = bool(ends[0] <= 0 <= ends[1])
-        result[method] = (float(low), float(high), noise)
+            low, high = _band(means[method] - means[best[0]])
+            noise = low <= 0 <= high
+        result[method] = (*_band(means[method]), noise)
     return result
 
 
@@ -169,8 +174,12 @@ def build(
             for name, (low, high, _) in cells.items():
                 line |= {f"{name}_lo": low, f"{name}_hi": high}
             rows.append(line)
+    return pd.DataFrame(rows, columns=_columns(config))
+
+
+def _columns(config: Config) -> list[str]:
     bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
-    return pd.DataFrame(rows, columns=["bits", "method", *config.metrics, "best", "noise", *bounds])
+    return ["bits", "method", *config.metrics, "best", "noise", *bounds]
 
 
 EMBEDDED = "embedded test set"
@@ -377,7 +386,7 @@ def released_costs(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
         if entry.ablation is None:
             plain.setdefault(entry.target, name)
     pairs = {
-        run.method: plain[config.entries[run.method].target]
+        run.method: plain.get(config.entries[run.method].target)
         for run in config.runs
         if config.entries[run.method].ablation == "released"
     }
@@ -396,14 +405,12 @@ def released_costs(config: Config, scores: pd.DataFrame) -> pd.DataFrame:
                     if part.empty:
                         continue
                     drawn = resampled_means(part)
-                    low, high = np.percentile(drawn[method] - drawn[base], [2.5, 97.5])
+                    low, high = _band(drawn[method] - drawn[base])
                     means = part.groupby("method").value.mean()
                     line |= {name: means[method] - means[base], f"{name}_lo": low, f"{name}_hi": high}  # fmt: skip
                     line["noise"] += [name] if low <= 0 <= high else []
                 rows.append({**line, "noise": ";".join(line["noise"])})
-    bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
-    columns = ["dataset", "bits", "method", *config.metrics, "best", "noise", *bounds]
-    return pd.DataFrame(rows, columns=columns)
+    return pd.DataFrame(rows, columns=["dataset", *_columns(config)])
 
 
 def published_block(config: Config) -> tuple[pd.DataFrame | None, str]:
