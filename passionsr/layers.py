@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +48,31 @@ class LayerConfig:
     official: tuple[str, ...] = ()
     act_site: Literal["input", "output"] = "input"
     quantize_act: bool = True
+
+
+class _Kept:
+    """A value computed once for as long as nothing it depends on changes or trains."""
+
+    def __init__(self):
+        self.value: Any = None
+        self._key: Any = None
+
+    def get(self, sources: list[Tensor], make: Callable[[], Any], keep: bool, *rest: Any) -> Any:
+        """What `make` returns, from `sources` and `rest`; keep: whether to keep it, if it can be kept."""
+        fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
+        if not (fixed and keep):
+            self.clear()
+            return make()
+        key = [rest, *((id(s), s._version) for s in sources)]
+        if key != self._key:
+            with torch.no_grad():
+                self.value = make()
+            self._key = key
+        return self.value
+
+    def clear(self) -> None:
+        """Forget it."""
+        self.value = self._key = None
 
 
 class QuantizedLayer(nn.Module):
@@ -96,9 +122,9 @@ class QuantizedLayer(nn.Module):
             ChannelTransform(in_channels, self.is_conv, config.official) if config.let else None
         )
         self.frozen = False
-        self.keep_weight = True  # fake-quantized, between forwards
-        self._cached_weight: Tensor | None = None
-        self._cache_key: list[tuple[int, int]] | None = None
+        self.keep_weight = True  # what is made of it, between forwards
+        self._kept_weight, self._kept_sum, self._kept_shift = _Kept(), _Kept(), _Kept()
+        self._frozen_weight: Tensor | None = None
         self.to(layer.weight.device)
 
     # -- calibration --------------------------------------------------------------------------
@@ -133,7 +159,17 @@ class QuantizedLayer(nn.Module):
         """(b + W o of the interior, what stays float of it, border response minus interior on a small map)."""
         if self.transform is None:
             return self.bias, None, None
-        weight = self.weight if not self.is_conv else self.weight.sum((2, 3))
+        sources = [self.weight, self.transform.offset]
+        sources += [] if self.bias is None else [self.bias]
+        return self._kept_shift.get(sources, lambda: self._make_shift(size), self.keep_weight, size)
+
+    def _make_shift(
+        self, size: tuple[int, int]
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        """`_bias_and_border` of a layer with LET."""
+        weight = self.weight
+        if self.is_conv:
+            weight = self._kept_sum.get([weight], lambda: weight.sum((2, 3)), self.keep_weight)
         shift = weight @ self.transform.offset
         border = None
         if self.is_conv and self.geometry.padding != (0, 0):
@@ -172,17 +208,12 @@ class QuantizedLayer(nn.Module):
         sources = [self.weight, *self.weight_quantizer.parameters()]
         if self.transform is not None:
             sources += self.transform.parameters()
-        fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
-        # A cached weight would make a stale zero point depend on the number of forward passes.
-        if self.weight_quantizer.is_stale or not (fixed and self.keep_weight):
-            self._cached_weight = self._cache_key = None
-            return self.weight_quantizer(self._transformed_weight())
-        key = [(id(s), s._version) for s in sources]
-        if self._cached_weight is None or key != self._cache_key:
-            with torch.no_grad():
-                self._cached_weight = self.weight_quantizer(self._transformed_weight())
-            self._cache_key = key
-        return self._cached_weight
+        # A kept weight would make a stale zero point depend on the number of forward passes.
+        return self._kept_weight.get(
+            sources,
+            lambda: self.weight_quantizer(self._transformed_weight()),
+            self.keep_weight and not self.weight_quantizer.is_stale,
+        )
 
     def _product(
         self,
@@ -222,9 +253,8 @@ class QuantizedLayer(nn.Module):
         """
         if self.frozen:
             return
-        # 64 is a multiple of every stride and larger than the border map of every kernel here.
-        self._cached_weight = self._cache_key = None
         weight = self._transformed_weight()
+        # 64 is a multiple of every stride and larger than the border map of every kernel here.
         bias, rest, border = self._bias_and_border((64, 64))
         codes = self.weight_quantizer.codes(weight)
         self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
@@ -236,6 +266,8 @@ class QuantizedLayer(nn.Module):
             bias = _plus(bias, rest)
             self.register_buffer("bias_codes", None)
             self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
+        for kept in (self._kept_weight, self._kept_sum, self._kept_shift):
+            kept.clear()
         self.weight = None
         self.bias = None
         self.frozen = True
@@ -244,10 +276,10 @@ class QuantizedLayer(nn.Module):
         size = tuple(x.shape[-2:])
         if self.transform is not None:
             x = self.transform.input(x)
-        weight = self._cached_weight
+        weight = self._frozen_weight
         if weight is None:
             weight = self.weight_quantizer.dequantize(self.weight_codes)
-            self._cached_weight = weight if self.keep_weight else None
+            self._frozen_weight = weight if self.keep_weight else None
         bias = self.float_bias
         if self.bias_codes is not None:
             bias = _plus(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
@@ -352,15 +384,16 @@ class QuantizedAttention(nn.Module):
             )
         return self.s_v.scale
 
-    def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+    def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor]:
+        """(s_j that P is to be multiplied by, v / s_j); P is only looked at."""
         scale = self._scale_pv(v.shape[2])
         if scale is None:
-            return p, v
+            return None, v
         if self.collecting:
             amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
             self.s_v.update(init_scale(amax_v, amax_p, *self._let_init))
-            return p, v
-        return p * scale, v / scale[:, None]
+            return None, v
+        return scale, v / scale[:, None]
 
     def _needs_whole_maps(self, q: Tensor, k: Tensor) -> bool:
         """Whether P is made at once: it is small, statistics of it are taken, or training is faster with it kept."""
@@ -368,13 +401,19 @@ class QuantizedAttention(nn.Module):
         small = size <= (KEPT_MAPS if torch.is_grad_enabled() else piece_size(q))
         return small or self.collecting or not self.p.is_pure
 
-    def _weighted(self, p: Tensor, v: Tensor) -> Tensor:
-        """Q(P) v for a whole P. A large Q(P) is made again in the backward pass, in less time than it takes to make P."""
-        if p.numel() <= PIECE or not (p.requires_grad and self.p.is_pure):
-            return self.p(p) @ v
+    def _weighted(self, p: Tensor, s: Tensor | None, v: Tensor) -> Tensor:
+        """Q(P s) v for a whole P.
+
+        A large Q(P) is made again in the backward pass, in less time than it takes to make P; Q(P s) is kept with P
+        where P s is not.
+        """
+        keeps = s is not None and not self.p.is_stale
+        observes = self.p.phase is Phase.OBSERVING
+        if keeps or observes or p.numel() <= PIECE or not p.requires_grad:
+            return self.p(p, s) @ v
         quantize = self.p.with_current_bounds()
         return checkpoint(
-            lambda p, v: quantize(p) @ v, p, v, use_reentrant=False, preserve_rng_state=False
+            lambda p, v: quantize(p, s) @ v, p, v, use_reentrant=False, preserve_rng_state=False
         )
 
     def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
@@ -388,7 +427,7 @@ class QuantizedAttention(nn.Module):
 
         def piece(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
             p = _scaled_product(q, k, scale).softmax(-1)
-            return quantize(p if s is None else p * s) @ v
+            return quantize(p, s) @ v
 
         size, tokens = piece_size(q), k.shape[2]
         maps = max(1, size // (q.shape[2] * tokens))
@@ -431,8 +470,9 @@ class QuantizedAttention(nn.Module):
             scores = _scaled_product(q, k, attn.scale)
             if attention_mask is not None:
                 scores = scores + attention_mask
-            p, v = self._transform_pv(scores.softmax(-1), v)
-            out = self._weighted(p, self.v(v))
+            p = scores.softmax(-1)
+            s, v = self._transform_pv(p, v)
+            out = self._weighted(p, s, self.v(v))
         else:
             out = self._attend_in_pieces(q, k, v, attn.scale)
         out = out.transpose(1, 2).flatten(2)  # (N, T, C)

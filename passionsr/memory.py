@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 
 # Of glibc's malloc.h. A request is never mapped on its own, the heap grows by 64 MiB, and gives back what is free above 2 GiB.
@@ -20,3 +21,9 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError):
         return False
     return all([mallopt(option, value) for option, value in KEPT.items()])
+
+
+def give_back_freed_memory() -> None:
+    """Hand the pages of freed blocks to the system, between stages whose tensors are of other sizes."""
+    with contextlib.suppress(AttributeError, OSError):
+        ctypes.CDLL(None).malloc_trim(0)

@@ -27,6 +27,7 @@ from passionsr.layers import (
     keep_weights,
     quantized_modules,
 )
+from passionsr.memory import give_back_freed_memory
 from passionsr.model import OneStepSR
 from passionsr.quant.observers import RangeMode
 from passionsr.quant.quantizers import Finder, Phase, Quantizer, observing, quantizers
@@ -182,6 +183,7 @@ def in_sequence(
         if sub is not subs[-1]:
             with torch.no_grad():
                 inputs = [sub.run(x) for x in inputs]
+            give_back_freed_memory()
 
 
 def first_images(inputs: Sequence[Tensor], count: int) -> Tensor:

@@ -349,6 +349,7 @@ def calibrate(config: Config, run: Run) -> None:
     from passionsr.diagnostics import RANGE_COLUMNS, let_ranges, model_bytes
     from passionsr.export import save_quantized
     from passionsr.images import to_tensor
+    from passionsr.memory import give_back_freed_memory
     from passionsr.method import load_method, quantize_model
     from passionsr.quant.spec import Scheme
     from passionsr.resume import calibration_key, forget, resumable
@@ -377,6 +378,7 @@ def calibrate(config: Config, run: Run) -> None:
         )
     phases.end("quantize")
     del teacher
+    give_back_freed_memory()
     check_counts(config, run, report)
     seconds = time.perf_counter() - started
     folder = run_folder(config, run.run_id)

@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from passionsr.quant import fused, quantizers
-from passionsr.quant.quantizers import Quantizer, can_fuse
+from passionsr.quant.observers import RangeObserver
+from passionsr.quant.quantizers import Phase, Quantizer, can_fuse
 from passionsr.quant.spec import HALF, Form, QuantSpec
 
 FORMS = list(Form)
@@ -103,6 +104,59 @@ def test_a_small_group_beside_a_large_one(monkeypatch, layout):
     for one, other in zip(loops[2:], exact[2:], strict=True):
         assert other[0].abs() < 1e-3 * other[1].abs()
         torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("learned", ["bounds", "factors", "both"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("form", FORMS)
+def test_factors_are_as_the_product(form, dtype, learned):
+    """Q(x f) in one pass over x, and Q of the product: rows of 77, which do not divide a block of sums."""
+    x, grad = (random((2, 3, 40, 77), dtype, seed) for seed in (0, 1))
+    factors = random((77,), dtype, 2).abs() + 0.5
+    quantizer = quantizer_of("tensor", form, dtype)
+    quantizer.set_bounds(*(bound * 0.5 for bound in quantizer.observe(x * factors)))
+    quantizer.requires_grad_(learned != "factors")
+    found = []
+    for fuse in (False, True):
+        leaf, f = x.clone().requires_grad_(True), factors.clone()
+        f.requires_grad_(learned != "bounds")
+        quantizer.zero_grad()
+        saved = []
+        with torch.autograd.graph.saved_tensors_hooks(
+            lambda t, s=saved: s.append(t.data_ptr()) or t if t.numel() == x.numel() else t,
+            lambda t: t,
+        ):
+            out = quantizer(leaf, f) if fuse else quantizer(leaf * f)
+        out.backward(grad)
+        assert not fuse or set(saved) == {leaf.data_ptr(), out.data_ptr()}
+        found.append([out.detach(), leaf.grad, f.grad, quantizer.lower.grad, quantizer.upper.grad])
+    product, fused_ones = found
+    assert (fused_ones[1] != grad * factors).any()
+    for one, other in zip(fused_ones[:2], product[:2], strict=True):
+        assert torch.equal(one, other)
+    tolerance = 1e-4 if dtype is torch.float32 else 1e-10
+    for one, other in zip(fused_ones[2:], product[2:], strict=True):
+        assert (one is None) == (other is None)
+        if one is not None:
+            assert (one != 0).all()
+            torch.testing.assert_close(one, other, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("phase", list(Phase))
+def test_factors_in_every_phase(phase):
+    """Where nothing is fused, too: passed through, observed, under a stale zero point."""
+    x, factors = random((4, 5), torch.float32, 0), random((5,), torch.float32, 1)
+    for form in (Form.AFFINE, Form.INT_ZP_STALE):
+        results = []
+        for arguments in ((x * factors,), (x, factors)):
+            quantizer = Quantizer(QuantSpec(bits=4, form=form))
+            quantizer.phase = phase
+            quantizer.observer = RangeObserver("global")
+            results += [quantizer(*arguments), quantizer.observer.lower]
+        assert torch.equal(results[0], results[2])
+        assert torch.equal(results[0], x * factors) == (phase is not Phase.QUANTIZED)
+        assert (results[1] is not None) == (phase is Phase.OBSERVING)
+        assert results[1] == results[3]
 
 
 def test_fewer_channels_than_a_split(monkeypatch):

@@ -17,6 +17,7 @@ from passionsr.layers import (
     as_float,
     quantized_modules,
 )
+from passionsr.quant.primitives import scale_of
 from passionsr.quant.quantizers import Phase, observing, set_phase
 from passionsr.quant.spec import Form
 from passionsr.transforms import init_scale
@@ -261,18 +262,26 @@ def kept_of_size(elements, run):
         return run(), list(kept.values()).count(elements)
 
 
-@pytest.mark.parametrize("form", [Form.REAL_OFFSET, Form.LSQ, Form.INT_ZP_STALE])
-def test_a_large_quantized_p_is_made_again(monkeypatch, form):
-    """To the bit, and not kept; a stale zero point, which another forward would move, is served as before."""
-    _, quantized, processor, x, _ = attention_pair(cross=False, form=form)
+@pytest.mark.parametrize(
+    ("form", "let"),
+    [
+        (Form.REAL_OFFSET, False),
+        (Form.LSQ, False),
+        (Form.INT_ZP_STALE, False),
+        (Form.INT_ZP_STALE, True),
+    ],
+)
+def test_a_large_quantized_p_is_made_again(monkeypatch, form, let):
+    """To the bit, and not kept; a stale zero point is that of the first time."""
+    _, quantized, processor, x, _ = attention_pair(cross=False, form=form, let=let)
     with observing(quantized):
         quantized(x)
     processor.requires_grad_(True)
     found = []
     for piece in (1 << 18, 10):
         monkeypatch.setattr(layers, "PIECE", piece)
-        if form is Form.INT_ZP_STALE:  # from the same previous scale
-            processor.p._previous_scale = None
+        for quantizer in (processor.q, processor.k, processor.p, processor.v):
+            quantizer._previous_scale = 1.3 * scale_of(quantizer.lower, quantizer.upper, 255)[0]
         x.grad = None
         processor.zero_grad()
         out, maps = kept_of_size(2 * 2 * 7 * 7, lambda: quantized(x.requires_grad_(True)))
@@ -280,7 +289,17 @@ def test_a_large_quantized_p_is_made_again(monkeypatch, form):
         found.append((maps, [out.detach(), x.grad, *(p.grad for p in processor.parameters())]))
     (kept, whole), (kept_again, again) = found
     assert all(torch.equal(a, b) for a, b in zip(whole, again, strict=True))
-    assert (kept, kept_again) == (2, 2 if form is Form.INT_ZP_STALE else 1)
+    assert (kept, kept_again) == (3 if let else 2, 1)
+
+
+def test_a_scaled_p_is_not_kept():
+    """With LET: P and Q(P s), not P s."""
+    _, quantized, processor, x, _ = attention_pair(cross=False, let=True)
+    with observing(quantized):
+        quantized(x)
+    processor.requires_grad_(True)
+    _, maps = kept_of_size(2 * 2 * 7 * 7, lambda: quantized(x.requires_grad_(True)))
+    assert maps == 2
 
 
 def test_statistics_of_p_are_taken_of_the_whole(monkeypatch):

@@ -105,7 +105,9 @@ def test_lean_keeps_no_quantized_weight(tiny, tiny_batches):
     with torch.no_grad():
         model(tiny_batches[0].image)
     layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
-    assert all(m._cached_weight is None for m in layers)
+    kept = [k.value for m in layers for k in (m._kept_weight, m._kept_sum, m._kept_shift)]
+    assert kept == [None] * len(kept)
+    assert all(m._frozen_weight is None for m in layers)
     assert model.unet.is_gradient_checkpointing
 
 

@@ -86,6 +86,23 @@ def _sides(x, grad, lower, upper, scale, shift, levels, zero, half, slack, kind)
     return (grad if t > levels + slack else zero), (grad if t < -slack else zero)
 
 
+@njit(inline="always", error_model="numpy")
+def _spread(lower, upper, cut, columns, period, levels, half, min_width, kind):
+    """(lower, upper, scale, shift, group) of two groups that alternate, for every position of the period."""
+    spread = np.empty((5, period), lower.dtype)
+    for g in range(2):
+        low, high = lower[0, g], upper[0, g]
+        scale, shift = _grid(low, high, levels, half, min_width, kind)
+        first, end = (0, cut) if g == 0 else (cut, columns)
+        for start in range(0, period, columns):
+            spread[0, start + first : start + end] = low
+            spread[1, start + first : start + end] = high
+            spread[2, start + first : start + end] = scale
+            spread[3, start + first : start + end] = shift
+            spread[4, start + first : start + end] = g
+    return spread[0], spread[1], spread[2], spread[3], spread[4]
+
+
 _TYPES = {torch.float32: types.float32, torch.float64: types.float64}
 # Arrays of the signatures, all contiguous: values, tables of bounds, vectors.
 Signature = Callable[[types.Type], tuple[types.Type, ...]]
@@ -122,10 +139,10 @@ def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
                 scale, shift = _grid(low, upper[r, g], levels, half, min_width, kind)
                 first, end = (0, cut) if g == 0 else (cut, columns)
                 for o in range(outer):
-                    for i in range(first, end):
-                        out[o, r, i] = _value(
-                            x[o, r, i], low, scale, shift, levels, zero, half, kind
-                        )
+                    # Slices, whose indices the compiler sees to be in range: it makes vectors of this loop only then.
+                    values, made = x[o, r, first:end], out[o, r, first:end]
+                    for i in range(len(values)):
+                        made[i] = _value(values[i], low, scale, shift, levels, zero, half, kind)
 
     def arguments(t):
         return t[:, :, ::1], t[:, :, ::1], t[:, ::1], t[:, ::1], types.int64, t[::1]
@@ -135,17 +152,20 @@ def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 
 @functools.cache
 def _interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """`_forward_of` where two ranges alternate along x (many, period): bounds are given per position of the period."""
+    """`_forward_of` one row where two ranges alternate along x (many, period), every `columns` values."""
 
-    def forward(x, out, lower, scale, shift, constants):
-        zero, half, levels = constants[0], constants[1], constants[2]
+    def forward(x, out, lower, upper, cut, columns, constants):
+        zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
         many, period = x.shape
+        low, _, scale, shift, _ = _spread(
+            lower, upper, cut, columns, period, levels, half, min_width, kind
+        )
         for o in range(many):
             for i in range(period):
-                out[o, i] = _value(x[o, i], lower[i], scale[i], shift[i], levels, zero, half, kind)
+                out[o, i] = _value(x[o, i], low[i], scale[i], shift[i], levels, zero, half, kind)
 
     def arguments(t):
-        return t[:, ::1], t[:, ::1], t[::1], t[::1], t[::1], t[::1]
+        return *[t[:, ::1]] * 4, types.int64, types.int64, t[::1]
 
     return _compiled(forward, dtype, arguments, kind, "interleaved")
 
@@ -165,6 +185,16 @@ def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., N
                 scale, shift = _grid(low, high, levels, half, min_width, kind)
                 first, end = (0, cut) if g == 0 else (cut, columns)
                 for o in range(outer):
+                    if not learns:
+                        values, grads = x[o, r, first:end], grad[o, r, first:end]
+                        made = grad_x[o, r, first:end]
+                        for i in range(len(values)):
+                            v, d = values[i], grads[i]
+                            a, b = _sides(
+                                v, d, low, high, scale, shift, levels, zero, half, slack, kind
+                            )
+                            made[i] = d - a - b
+                        continue
                     for start in range(first, end, BLOCK):
                         inner, above, below = zero, zero, zero
                         for i in range(start, min(start + BLOCK, end)):
@@ -174,10 +204,9 @@ def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., N
                             )
                             d = d - a - b
                             grad_x[o, r, i] = d
-                            if learns:
-                                inner += (out[o, r, i] - v) * d
-                                above += a
-                                below += b
+                            inner += (out[o, r, i] - v) * d
+                            above += a
+                            below += b
                         sums[0, r, g] += inner
                         sums[1, r, g] += above
                         sums[2, r, g] += below
@@ -192,18 +221,23 @@ def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., N
 
 @functools.cache
 def _interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
-    """`_backward_of` for what `_interleaved_forward_of` takes; second: 1.0 where a position is in the second range."""
+    """`_backward_of` for what `_interleaved_forward_of` takes."""
 
-    def backward(x, out, grad, grad_x, lower, upper, scale, shift, second, constants, sums):
-        zero, half, levels, slack = constants[0], constants[1], constants[2], constants[4]
+    def backward(x, out, grad, grad_x, lower, upper, cut, columns, constants, sums):
+        zero, half, levels, min_width, slack = (
+            constants[0], constants[1], constants[2], constants[3], constants[4],
+        )  # fmt: skip
         many, period = x.shape
+        low, high, scale, shift, second = _spread(
+            lower, upper, cut, columns, period, levels, half, min_width, kind
+        )
         for o in range(many):
             inner, above, below = zero, zero, zero
             inner_2, above_2, below_2 = zero, zero, zero
             for i in range(period):
                 v, d = x[o, i], grad[o, i]
                 a, b = _sides(
-                    v, d, lower[i], upper[i], scale[i], shift[i], levels, zero, half, slack, kind
+                    v, d, low[i], high[i], scale[i], shift[i], levels, zero, half, slack, kind
                 )
                 d = d - a - b
                 grad_x[o, i] = d
@@ -224,9 +258,88 @@ def _interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Cal
             sums[2, 0, 1] += below_2
 
     def arguments(t):
-        return *[t[:, ::1]] * 4, *[t[::1]] * 6, types.float64[:, :, ::1]
+        return *[t[:, ::1]] * 6, types.int64, types.int64, t[::1], types.float64[:, :, ::1]
 
     return _compiled(backward, dtype, arguments, kind, learns, "interleaved", fastmath={"reassoc"})
+
+
+@functools.cache
+def _scaled_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
+    """`_forward_of` one range, of x times factors that repeat after `period` values."""
+
+    def forward(x, out, factors, period, lower, upper, constants):
+        zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
+        low = lower[0, 0]
+        scale, shift = _grid(low, upper[0, 0], levels, half, min_width, kind)
+        for start in range(0, len(x), BLOCK):
+            values, made = x[start : start + BLOCK], out[start : start + BLOCK]
+            repeated = factors[start % period :]
+            for i in range(len(values)):
+                made[i] = _value(
+                    values[i] * repeated[i], low, scale, shift, levels, zero, half, kind
+                )
+
+    def arguments(t):
+        return t[::1], t[::1], t[::1], types.int64, t[:, ::1], t[:, ::1], t[::1]
+
+    return _compiled(forward, dtype, arguments, kind, "scaled")
+
+
+@functools.cache
+def _scaled_backward_of(
+    dtype: torch.dtype, kind: int, learns: bool, factors_learn: bool
+) -> Callable[..., None]:
+    """`_backward_of` for what `_scaled_forward_of` takes; products: what the factors' gradients are the sums of.
+
+    A block of x times the factors is made in the cache, and the loop over it is `_backward_of`'s, so that its sums
+    have the same order.
+    """
+
+    def backward(x, out, grad, grad_x, products, factors, period, lower, upper, constants, sums):
+        zero, half, levels, min_width, slack = (
+            constants[0], constants[1], constants[2], constants[3], constants[4],
+        )  # fmt: skip
+        low, high = lower[0, 0], upper[0, 0]
+        scale, shift = _grid(low, high, levels, half, min_width, kind)
+        scaled, inside = np.empty(BLOCK, x.dtype), np.empty(BLOCK, x.dtype)
+        for start in range(0, len(x), BLOCK):
+            end = min(start + BLOCK, len(x))
+            values, repeated = x[start:end], factors[start % period :]
+            for i in range(len(values)):
+                scaled[i] = values[i] * repeated[i]
+            if learns:
+                inner, above, below = zero, zero, zero
+                for i in range(end - start):
+                    v, d = scaled[i], grad[start + i]
+                    a, b = _sides(v, d, low, high, scale, shift, levels, zero, half, slack, kind)
+                    d = d - a - b
+                    inside[i] = d
+                    inner += (out[start + i] - v) * d
+                    above += a
+                    below += b
+                sums[0, 0, 0] += inner
+                sums[1, 0, 0] += above
+                sums[2, 0, 0] += below
+            else:
+                grads = grad[start:end]
+                for i in range(len(grads)):
+                    v, d = scaled[i], grads[i]
+                    a, b = _sides(v, d, low, high, scale, shift, levels, zero, half, slack, kind)
+                    inside[i] = d - a - b
+            made = grad_x[start:end]
+            for i in range(len(made)):
+                made[i] = inside[i] * repeated[i]
+            if factors_learn:
+                made = products[start:end]
+                for i in range(len(made)):
+                    made[i] = inside[i] * values[i]
+
+    def arguments(t):
+        table = t[:, ::1]
+        return *[t[::1]] * 6, types.int64, table, table, t[::1], types.float64[:, :, ::1]
+
+    variant = kind, learns, factors_learn, "scaled"
+    return _compiled(backward, dtype, arguments, *variant, fastmath={"reassoc"})
 
 
 @functools.cache
@@ -258,21 +371,6 @@ def _bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 
 
 @functools.cache
-def _grids_of(dtype: torch.dtype, kind: int) -> Callable[..., tuple[np.ndarray, np.ndarray]]:
-    """(scale, shift) of bounds in an array."""
-
-    def grids(lower, upper, constants):
-        scale, shift = np.empty_like(lower), np.empty_like(lower)
-        for i in range(len(lower)):
-            scale[i], shift[i] = _grid(
-                lower[i], upper[i], constants[2], constants[1], constants[3], kind
-            )
-        return scale, shift
-
-    return _compiled(grids, dtype, lambda t: (t[::1],) * 3, kind)
-
-
-@functools.cache
 def _constants(dtype: torch.dtype, levels: int, form: Form) -> np.ndarray:
     slack = REAL_ZP_SLACK if form is Form.REAL_ZP else 0.0
     return torch.tensor([0.0, 0.5, levels, MIN_WIDTH, slack], dtype=dtype).numpy()
@@ -297,11 +395,8 @@ class _Layout:
             return 0
         return columns * math.gcd(outer, BLOCK // columns)
 
-    def spread(self, bound: np.ndarray) -> np.ndarray:
-        """Bounds (1, 2) for every position of the period."""
-        columns = self.shape[2]
-        once = np.repeat(bound[0], (self.cut, columns - self.cut))
-        return np.tile(once, self.period // columns)
+
+_layout = functools.lru_cache(maxsize=4096)(_Layout)
 
 
 class _FusedFakeQuantize(torch.autograd.Function):
@@ -318,10 +413,9 @@ class _FusedFakeQuantize(torch.autograd.Function):
         values, made = x.detach().numpy(), out.numpy()
         period = layout.period
         if period:
-            low, high = layout.spread(low), layout.spread(high)
-            grids = _grids_of(*made_for)(low, high, constants)
             flat = values.reshape(-1, period), made.reshape(-1, period)
-            _interleaved_forward_of(*made_for)(*flat, low, *grids, constants)
+            ends = low, high, layout.cut, layout.shape[2]
+            _interleaved_forward_of(*made_for)(*flat, *ends, constants)
         else:
             shaped = values.reshape(layout.shape), made.reshape(layout.shape)
             _forward_of(*made_for)(*shaped, low, high, layout.cut, constants)
@@ -343,12 +437,9 @@ class _FusedFakeQuantize(torch.autograd.Function):
         sums = np.zeros((3, *table))
         period = layout.period
         if period:
-            ends = layout.spread(low), layout.spread(high)
-            grids = _grids_of(*made_for)(*ends, constants)
-            second = layout.spread(np.array([[0, 1]], low.dtype))
             flat = (t.reshape(-1, period) for t in tensors)
-            run = _interleaved_backward_of(*made_for, learns)
-            run(*flat, *ends, *grids, second, constants, sums)
+            ends = low, high, layout.cut, layout.shape[2]
+            _interleaved_backward_of(*made_for, learns)(*flat, *ends, constants, sums)
         else:
             shaped = (t.reshape(layout.shape) for t in tensors)
             _backward_of(*made_for, learns)(*shaped, low, high, layout.cut, constants, sums)
@@ -358,6 +449,65 @@ class _FusedFakeQuantize(torch.autograd.Function):
         made = (t.numpy().reshape(table) for t in gradients)
         _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
         return grad_x, *gradients, None, None, None
+
+
+class _FusedScaledFakeQuantize(torch.autograd.Function):
+    """One range of x times factors along its last axis; x is kept and the product is not."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, factors: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form
+    ) -> Tensor:
+        x = x.contiguous()
+        out = torch.empty_like(x)
+        made_for = x.dtype, KINDS[form]
+        constants = _constants(x.dtype, levels, form)
+        low, high = (t.detach().numpy().reshape(1, 1) for t in (lower, upper))
+        flat = (t.detach().numpy().reshape(-1) for t in (x, out))
+        repeated = _repeated(factors)
+        _scaled_forward_of(*made_for)(*flat, repeated, len(factors), low, high, constants)
+        ctx.save_for_backward(x, out, factors, lower, upper)
+        ctx.rest = made_for, constants
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, out, factors, lower, upper = ctx.saved_tensors
+        made_for, constants = ctx.rest
+        factors_learn = ctx.needs_input_grad[1]
+        learns = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
+        grad = grad.contiguous()
+        grad_x = torch.empty_like(grad)
+        products = torch.empty_like(grad if factors_learn else grad[:0])
+        low, high = (t.detach().numpy().reshape(1, 1) for t in (lower, upper))
+        flat = (t.detach().numpy().reshape(-1) for t in (x, out, grad, grad_x, products))
+        sums = np.zeros((3, 1, 1))
+        run = _scaled_backward_of(*made_for, learns, factors_learn)
+        run(*flat, _repeated(factors), len(factors), low, high, constants, sums)
+        grad_factors = products.sum_to_size(factors.shape) if factors_learn else None
+        if not learns:
+            return grad_x, grad_factors, None, None, None, None
+        gradients = torch.empty(lower.shape, dtype=x.dtype), torch.empty(upper.shape, dtype=x.dtype)
+        made = (t.numpy().reshape(1, 1) for t in gradients)
+        _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
+        return grad_x, grad_factors, *gradients, None, None
+
+
+def _repeated(factors: Tensor) -> np.ndarray:
+    """Factors for a block that begins anywhere in their period."""
+    once = factors.detach().numpy()
+    return np.resize(once, len(once) + BLOCK)
+
+
+def fake_quantize_scaled(
+    x: Tensor, factors: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form
+) -> Tensor:
+    """`primitives.fake_quantize` of a CPU tensor times `factors`, (size of x's last axis,), under one range.
+
+    lower, upper: one value each; all of x's type.
+    """
+    return _FusedScaledFakeQuantize.apply(x, factors, lower, upper, levels, form)
 
 
 def fake_quantize_rows(
@@ -376,5 +526,5 @@ def fake_quantize_rows(
     """
     if 1 not in shape[:2]:
         raise ValueError(f"a range per row and leading dimensions do not go together: {shape}")
-    layout = _Layout(shape, cut, lower.shape[-1])
+    layout = _layout(shape, cut, lower.shape[-1])
     return _FusedFakeQuantize.apply(x, lower, upper, levels, form, layout)

@@ -129,7 +129,64 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Fo
 
 
 def _straight_through(x: Tensor) -> Tensor:
-    return x + (round_half_away(x) - x).detach()
+    """The value that x + (round(x) - x).detach() has: not always the integer itself."""
+    return (round_half_away(x) - x).add_(x)
+
+
+class _FakeQuantizeStale(torch.autograd.Function):
+    """The released chain of operations and the gradients that autograd gives it, to the bit, without keeping the chain."""
+
+    @staticmethod
+    def forward(
+        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, previous: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(x, lower, upper, previous)
+        ctx.levels = levels
+        scale, zero = _stale_grid(lower, upper, levels, previous)
+        codes = _straight_through(x / scale).sub_(zero)
+        return codes.clamp_(0, levels).add_(zero).mul_(scale)
+
+    @staticmethod
+    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, lower, upper, previous = ctx.saved_tensors
+        levels = ctx.levels
+        scale, zero = _stale_grid(lower, upper, levels, previous)
+
+        def total(t: Tensor) -> Tensor:
+            return t.sum_to_size(lower.shape)
+
+        codes = _straight_through(x / scale).sub_(zero)
+        below, above = codes < 0, codes > levels
+        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        if learns:
+            grad_scale = total(_product(grad, codes.clamp_(0, levels).add_(zero)))
+        del codes
+        inside = grad * scale
+        if learns:
+            grad_zero = total(inside)
+        for outside in (below, above):
+            if outside.stride() == inside.stride():
+                inside.masked_fill_(outside, 0)
+            else:
+                inside = torch.where(outside, 0, inside)
+        if not learns:
+            return inside.div_(scale), None, None, None, None
+        grad_zero = grad_zero - total(inside)
+        grad_scale = grad_scale - total(_product(inside, (x / scale).div_(scale)))
+        grad_x = inside.div_(scale)
+        grad_upper = grad_scale / levels * (upper - lower >= MIN_WIDTH)
+        return grad_x, grad_zero / previous - grad_upper, grad_upper, None, None
+
+
+def _product(a: Tensor, b: Tensor) -> Tensor:
+    """A b; in b's memory where that has the layout that torch would choose, on which the order of a sum hangs."""
+    return b.mul_(a) if a.stride() == b.stride() else a * b
+
+
+def _stale_grid(
+    lower: Tensor, upper: Tensor, levels: int, previous: Tensor
+) -> tuple[Tensor, Tensor]:
+    return scale_of(lower, upper, levels), _straight_through(lower / previous)
 
 
 def fake_quantize_stale(
@@ -138,10 +195,7 @@ def fake_quantize_stale(
     """PassionSR's released form: the zero point comes from `previous`, the scale of the last forward (8.6.2).
 
     Its gradient pushes both bounds where values clip; kept to measure what that costs.
+
+    Args:    as `fake_quantize`; previous: of the bounds' shape, without gradient.
     """
-    scale = scale_of(lower, upper, levels)
-    zero = _straight_through(lower / previous)
-    codes = _straight_through(x / scale) - zero
-    ends = torch.zeros_like(codes), torch.full_like(codes, float(levels))
-    codes = torch.where(codes < 0, ends[0], torch.where(codes > levels, ends[1], codes))
-    return (codes + zero) * scale
+    return _FakeQuantizeStale.apply(x, lower, upper, levels, previous)

@@ -8,7 +8,6 @@ from enum import Enum
 
 import torch
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from passionsr.quant.observers import RangeMode, RangeObserver
 from passionsr.quant.primitives import (
@@ -29,6 +28,10 @@ def can_fuse(x: Tensor, bound: Tensor) -> bool:
     """Whether `fused` serves this device and these types."""
     known = x.dtype is bound.dtype and x.dtype in (torch.float32, torch.float64)
     return known and x.device.type == "cpu" and bound.device.type == "cpu"
+
+
+def _times(x: Tensor, factors: Tensor | None) -> Tensor:
+    return x if factors is None else x * factors
 
 
 class Phase(Enum):
@@ -135,15 +138,13 @@ class Quantizer(nn.Module):
         scale = scale_of(lower, upper, self.spec.levels)
         return scale, -zero_of(lower, scale, self.spec.form)
 
-    def _stale(self, x: Tensor, lower: Tensor, upper: Tensor) -> Tensor:
-        scale = scale_of(lower, upper, self.spec.levels).detach()
+    def _stale(self, bounds: tuple[Tensor, Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """The next forward pass under one stale zero point, as a function that can be called again."""
+        scale = scale_of(*bounds, self.spec.levels).detach()
         previous = scale if self._previous_scale is None else self._previous_scale
         self._previous_scale = scale
-        # The chain keeps some ten tensors of x's size for its gradient: the backward pass makes them again.
-        return checkpoint(
-            fake_quantize_stale, x, lower, upper, self.spec.levels, previous,
-            use_reentrant=False, preserve_rng_state=False,
-        )  # fmt: skip
+        levels = self.spec.levels
+        return lambda x, factors: fake_quantize_stale(_times(x, factors), *bounds, levels, previous)
 
     def rows(self, x: Tensor) -> list[Tensor]:
         """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
@@ -209,14 +210,19 @@ class Quantizer(nn.Module):
         """Whether `forward` of a part is that part of `forward`: no statistics are taken, no state moves."""
         return self.phase is not Phase.OBSERVING and not self.is_stale
 
-    def _fake_quantize(self, x: Tensor, bounds: tuple[Tensor, Tensor]) -> Tensor:
-        """Fake quantization with `bounds` in the shape of the parameters."""
+    def _fake_quantize(
+        self, x: Tensor, bounds: tuple[Tensor, Tensor], factors: Tensor | None = None
+    ) -> Tensor:
+        """Fake quantization with `bounds` in the shape of the parameters; factors: see `forward`."""
         levels, form = self.spec.levels, self.spec.form
         if not can_fuse(x, bounds[0]):
             expanded = (self._broadcast(bound, x) for bound in bounds)
-            return fake_quantize(x, *expanded, levels, form)
+            return fake_quantize(_times(x, factors), *expanded, levels, form)
         from passionsr.quant import fused  # numba: only where it is used
 
+        if factors is not None and bounds[0].numel() == 1:
+            return fused.fake_quantize_scaled(x, factors, *bounds, levels, form)
+        x = _times(x, factors)
         shape, cut = self._rows_and_cut(x.shape)
         return fused.fake_quantize_rows(x, *bounds, levels, form, shape, cut)
 
@@ -231,21 +237,24 @@ class Quantizer(nn.Module):
         outer = shape[:axis].numel() // rows
         return (outer, rows, shape[axis] * inner), self._first(shape[axis]) * inner
 
-    def with_current_bounds(self) -> Callable[[Tensor], Tensor]:
-        """`forward` for the parts of a tensor under one range, its bounds looked up once."""
+    def with_current_bounds(self) -> Callable[[Tensor, Tensor | None], Tensor]:
+        """`forward` for the parts of a tensor under one range, its bounds looked up once; for the same part again, too."""
         if self.phase is Phase.FLOAT:
-            return lambda x: x
-        assert self.is_pure
+            return _times
+        assert self.phase is Phase.QUANTIZED
         assert self.lower.numel() == 1
         bounds = self.bounds()
-        return lambda x: self._fake_quantize(x, bounds)
+        if self.is_stale:
+            return self._stale(self._bounds(self.lower))
+        return lambda x, factors: self._fake_quantize(x, bounds, factors)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Same shape as `x`."""
+    def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
+        """Same shape as `x`; factors multiply it along the last axis before it is quantized."""
+        if self.phase is Phase.QUANTIZED and not self.is_stale:
+            return self._fake_quantize(x, self.bounds(), factors)
         if self.phase is Phase.QUANTIZED:
-            if self.is_stale:
-                return self._stale(x, *self._bounds(x))
-            return self._fake_quantize(x, self.bounds())
+            return self._stale(self._bounds(x))(x, factors)
+        x = _times(x, factors)
         if self.phase is Phase.OBSERVING and self.observer is not None:
             bounds = self.observe(x) if self.find is None else self.find(self, x)
             self.observer.update(*bounds)
