@@ -180,11 +180,12 @@ def test_unreachable_registry_is_one_clear_error(tmp_path, monkeypatch):
 
 # Means of OSEDiff's release on the 100 crops, and how far the mean may be off (issue 2, section 5).
 PUBLISHED_MEANS = {
-    "psnr": (25.1511, 1e-4), "ssim": (0.7341, 1e-4), "lpips": (0.2921, 1e-4), "dists": (0.2128, 1e-4),
-    "niqe": (5.6476, 1e-3),
+    "psnr": (25.1511, 1e-4), "ssim": (0.7341, 1e-4), "lpips": (0.2921, 1e-4), "niqe": (5.6476, 1e-3),
 }  # fmt: skip
 # Per image, methods.md 9: PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4.
 PER_IMAGE = {"psnr": 1e-3, "ssim": 1e-5, "lpips": 1e-4, "dists": 1e-4}
+# Ten seconds an image; `config/realsr-local.yaml` scores all 100, and its parity table says how far they are off.
+DISTS_EVERY = 5
 
 
 @contextlib.contextmanager
@@ -204,7 +205,7 @@ def tf32_convolutions():
 
 
 def test_osediff_scores_are_reproduced(shared, suite):
-    """The 100 published rows, image by image, from OSEDiff's own outputs.
+    """The 100 published rows, image by image, from OSEDiff's own outputs; DISTS, 10 s an image, of every fifth.
 
     The published LPIPS and DISTS were computed on a GPU with TF32 convolutions: a few images are up to 3e-4
     away from float32. Each of those must come within 1e-4 when the same rounding is applied here.
@@ -215,38 +216,33 @@ def test_osediff_scores_are_reproduced(shared, suite):
     with (shared / "published" / "osediff_realsr_per_image.csv").open() as stream:
         rows = list(csv.DictReader(stream))
     assert len(rows) == 100
-    threads = torch.get_num_threads()
-    torch.set_num_threads(2)
-    try:
-        ours = []
-        for row in rows:
-            sr = read_uint8(folder / "osediff_fp32" / row["image"])
-            hr = read_uint8(folder / "test_HR" / row["image"])
-            scores = suite.score(sr, hr)
-            ours.append(scores)
-            far = [n for n in ("lpips", "dists") if abs(scores[n] - float(row[n])) > PER_IMAGE[n]]
-            if far:
+    quick = MetricSuite([name for name in HERE if name != "dists"])
+    ours = []
+    for number, row in enumerate(rows):
+        sr = read_uint8(folder / "osediff_fp32" / row["image"])
+        hr = read_uint8(folder / "test_HR" / row["image"])
+        scores = (quick if number % DISTS_EVERY else suite).score(sr, hr)
+        ours.append(scores)
+        for name in {"lpips", "dists"} & scores.keys():
+            if abs(scores[name] - float(row[name])) > PER_IMAGE[name]:
                 with tf32_convolutions():
-                    again = suite.score(sr, hr)
-                for name in far:
-                    assert abs(scores[name] - float(row[name])) <= 3e-4, (name, row["image"])
-                    assert abs(again[name] - float(row[name])) <= PER_IMAGE[name], (
-                        name,
-                        row["image"],
-                    )
-    finally:
-        torch.set_num_threads(threads)
+                    again = MetricSuite([name]).score(sr, hr)[name]
+                assert abs(scores[name] - float(row[name])) <= 3e-4, (name, row["image"])
+                assert abs(again - float(row[name])) <= PER_IMAGE[name], (name, row["image"])
     measured = pd.DataFrame(ours)
     published = pd.DataFrame(rows).drop(columns="image").astype(float)
     for name in ("psnr", "ssim"):
         worst = (measured[name] - published[name]).abs().max()
         assert worst <= PER_IMAGE[name], (name, worst)
     for name in ("lpips", "dists"):
-        assert ((measured[name] - published[name]).abs() > PER_IMAGE[name]).sum() <= 10
+        far = (measured[name] - published[name]).abs() > PER_IMAGE[name]
+        assert far.sum() <= 0.1 * measured[name].count()
     relative = ((measured.niqe - published.niqe) / published.niqe).abs()
     assert relative.max() <= 5e-3
     assert (relative > 1e-3).sum() <= 5
-    for name, (mean, tolerance) in PUBLISHED_MEANS.items():
+    assert measured.dists.count() == len(rows) / DISTS_EVERY
+    means = {**PUBLISHED_MEANS, "dists": (published.dists[::DISTS_EVERY].mean(), 1e-4)}
+    for name, (mean, tolerance) in means.items():
         assert measured[name].mean() == pytest.approx(mean, abs=tolerance), name
 
 

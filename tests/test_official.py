@@ -13,7 +13,7 @@ from passionsr.files import UserError
 from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.method import in_sequence, quantize_model
 from passionsr.passion import OFFICIAL, PassionSR
-from passionsr.quant.primitives import fake_quantize_stale
+from passionsr.quant.primitives import fake_quantize_stale, round_half_away, scale_of
 from passionsr.quant.quantizers import Quantizer
 from passionsr.quant.spec import Form, QuantSpec, Scheme
 
@@ -69,12 +69,48 @@ def test_a_quantizer_remembers_the_last_scale_until_it_settles():
     assert not torch.equal(first, fresh)
 
 
+def chain_of_operations(x, lower, upper, levels, previous):
+    """The released forward pass, operation by operation, for autograd to differentiate."""
+
+    def straight_through(t):
+        return t + (round_half_away(t) - t).detach()
+
+    scale = scale_of(lower, upper, levels)
+    zero = straight_through(lower / previous)
+    codes = straight_through(x / scale) - zero
+    ends = torch.zeros_like(codes), torch.full_like(codes, float(levels))
+    codes = torch.where(codes < 0, ends[0], torch.where(codes > levels, ends[1], codes))
+    return (codes + zero) * scale
+
+
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("bounds", [(), (6, 1, 1, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize("width", [0.0, 1.0])
+def test_stale_gradients_are_the_chains(bounds, width, learned):
+    """To the bit, from two tensors; a range without width, too, whose floor stops the scale's gradient."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(6, 4, 9, 9, generator=generator)
+    grad = torch.randn(x.shape, generator=generator)
+    lower = -width * (0.3 + torch.rand(bounds, generator=generator))
+    upper = width * (0.5 + torch.rand(bounds, generator=generator))
+    previous = scale_of(lower, upper, 15) * 1.4
+    found = []
+    for run in (chain_of_operations, fake_quantize_stale):
+        leaf = x.clone().requires_grad_(True)
+        ends = [b.clone().requires_grad_(learned) for b in (lower, upper)]
+        out = run(leaf, *ends, 15, previous)
+        out.backward(grad)
+        found.append([out, leaf.grad, *([b.grad for b in ends] if learned else [])])
+    assert (found[1][1] == 0).any()
+    for one, other in zip(*found, strict=True):
+        assert torch.equal(one, other)
+
+
 def test_a_stale_zero_point_keeps_its_input_only():
-    """The quantizer makes the chain's tensors again in the backward pass: to the bit, from the scale of that forward."""
+    """And the scale of its own forward pass, whatever passes came after."""
     x = torch.linspace(-1, 2, 50, requires_grad=True)
-    lower, upper = torch.tensor([-0.8]), torch.tensor([1.7])
     quantizer = Quantizer(QuantSpec(bits=4, form=Form.INT_ZP_STALE)).requires_grad_(True)
-    quantizer.set_bounds(lower, upper)
+    quantizer.set_bounds(torch.tensor([-0.8]), torch.tensor([1.7]))
     previous = (quantizer.upper - quantizer.lower).detach()[0] / 15
     quantizer(x.detach())
     with torch.no_grad():
@@ -87,11 +123,11 @@ def test_a_stale_zero_point_keeps_its_input_only():
         out = quantizer(x)
     quantizer(x.detach())  # its scale is not the backward pass's
     (out * x.detach()).sum().backward()
-    assert sizes.count(50) <= 1
+    assert sizes.count(50) == 1
     leaf, low, high = (
         t.detach().clone().requires_grad_(True) for t in (x, quantizer.lower, quantizer.upper)
     )
-    chain = fake_quantize_stale(leaf, low, high, 15, previous)
+    chain = chain_of_operations(leaf, low, high, 15, previous)
     (chain * leaf.detach()).sum().backward()
     assert torch.equal(out, chain)
     for one, other in ((x, leaf), (quantizer.lower, low), (quantizer.upper, high)):
@@ -122,17 +158,30 @@ def test_gradients_add_up_over_an_epoch():
     assert seen["epoch"] == [1, 3, 7, 1, 3, 7]
 
 
+def state_with(options, tiny, batches):
+    """Of a model calibrated so that every switch can show: some do if the offset has moved, or in the second epoch."""
+    method = PassionSR(**{**FAST, "epochs": 2, "let_lr": 1e-2, "undo_worse": False}, **options)
+    model, _, _ = quantize_model(method, tiny, W6A6, "UV", batches)
+    return model.state_dict()
+
+
+@pytest.fixture(scope="module")
+def plain(tiny, batches):
+    return state_with({}, tiny, batches)
+
+
 @pytest.mark.parametrize("switch", OFFICIAL)
-def test_each_switch_changes_the_result(switch, tiny, batches):
+def test_each_switch_changes_the_result(switch, plain, tiny, batches):
     """A switch that made no difference would be a switch that is not wired."""
-    states = []
-    for options in ({}, {switch: OFFICIAL[switch]}):
-        # some switches show only if the offset has moved, or in the second epoch
-        method = PassionSR(**{**FAST, "epochs": 2, "let_lr": 1e-2, "undo_worse": False}, **options)
-        model, _, _ = quantize_model(method, tiny, W6A6, "UV", batches)
-        states.append(model.state_dict())
-    same = [torch.equal(states[0][k], states[1][k]) for k in states[0] if k in states[1]]
-    assert not all(same)
+    switched = state_with({switch: OFFICIAL[switch]}, tiny, batches)
+    assert not all(torch.equal(plain[k], switched[k]) for k in plain if k in switched)
+
+
+def test_what_no_switch_changes_is_the_same(plain, tiny, batches):
+    """So that a difference above is the switch's."""
+    again = state_with({}, tiny, batches)
+    assert again.keys() == plain.keys()
+    assert all(torch.equal(plain[k], again[k]) for k in plain)
 
 
 def test_the_row_of_all_switches_has_all():
