@@ -84,10 +84,10 @@ def chain_of_operations(x, lower, upper, levels, previous):
 
 
 @pytest.mark.parametrize("learned", [False, True])
-@pytest.mark.parametrize("bounds", [(), (6, 1, 1, 1), (1, 4, 1, 1)])
+@pytest.mark.parametrize("bounds", [(), (6, 1, 1, 1), (1, 4, 1, 1), (6, 4, 9, 9)])
 @pytest.mark.parametrize("width", [0.0, 1.0])
 def test_stale_gradients_are_the_chains(bounds, width, learned):
-    """To the bit, from two tensors; a range without width, too, whose floor stops the scale's gradient."""
+    """To the bit; a range without width, whose floor stops the scale's gradient; a range for each value."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 4, 9, 9, generator=generator)
     grad = torch.randn(x.shape, generator=generator)
