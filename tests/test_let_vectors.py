@@ -168,9 +168,13 @@ def test_attention_vectors(shared, name):
         bounds = (v[f"{letter}_min"].reshape(1), v[f"{letter}_max"].reshape(1))
         getattr(processor, letter.lower()).set_bounds(*bounds)
     seen = {}
+
+    def see(letter, x, factors=None):
+        seen[letter] = x if factors is None else x * factors
+
     handles = [
         getattr(processor, letter).register_forward_pre_hook(
-            lambda _, args, letter=letter: seen.update({letter: args[0]})
+            lambda _, args, letter=letter: see(letter, *args)
         )
         for letter in "qkpv"
     ]
