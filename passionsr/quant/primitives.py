@@ -153,7 +153,8 @@ class _FakeQuantizeStale(torch.autograd.Function):
         scale, zero = _stale_grid(lower, upper, levels, previous)
 
         def total(t: Tensor) -> Tensor:
-            return t.sum_to_size(lower.shape).clone()  # of equal shapes the sum is t, which is written to below
+            # Of equal shapes the sum is t itself, which is written to below.
+            return t.sum_to_size(lower.shape).clone()
 
         codes = _straight_through(x / scale).sub_(zero)
         below, above = codes < 0, codes > levels
