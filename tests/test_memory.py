@@ -5,16 +5,21 @@ import sys
 
 import pytest
 
-FAULTS = """
-import ctypes, resource, sys
-from passionsr.memory import keep_freed_memory
-if sys.argv[1] == "keep" and not keep_freed_memory():
-    print("no glibc")
-    raise SystemExit
+LIBC = """
+import ctypes
 libc = ctypes.CDLL(None)
 libc.malloc.restype = ctypes.c_void_p
 libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
 libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+"""
+FAULTS = (
+    LIBC
+    + """
+import resource, sys
+from passionsr.memory import keep_freed_memory
+if sys.argv[1] == "keep" and not keep_freed_memory():
+    print("no glibc")
+    raise SystemExit
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     block = libc.malloc(64 << 20)
@@ -23,6 +28,7 @@ for _ in range(2):
     faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print(faults)
 """
+)
 
 
 def test_a_freed_block_is_used_again():
@@ -38,16 +44,13 @@ def test_a_freed_block_is_used_again():
     assert int(found["keep"]) < 10 < int(found["default"])
 
 
-GIVEN_BACK = """
-import ctypes
+GIVEN_BACK = (
+    LIBC
+    + """
 from passionsr.memory import give_back_freed_memory, keep_freed_memory
 if not keep_freed_memory():
     print("no glibc")
     raise SystemExit
-libc = ctypes.CDLL(None)
-libc.malloc.restype = ctypes.c_void_p
-libc.malloc.argtypes, libc.free.argtypes = [ctypes.c_size_t], [ctypes.c_void_p]
-libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
 resident = lambda: int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
 block = libc.malloc(256 << 20)
 libc.memset(block, 1, 256 << 20)
@@ -57,6 +60,7 @@ kept = resident()
 give_back_freed_memory()
 print(kept - resident())
 """
+)
 
 
 def test_freed_memory_is_given_back_when_asked():

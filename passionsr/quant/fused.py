@@ -399,6 +399,21 @@ class _Layout:
 _layout = functools.lru_cache(maxsize=4096)(_Layout)
 
 
+def _bound_gradients(
+    made_for: tuple[torch.dtype, int],
+    shape: torch.Size,
+    low: np.ndarray,
+    high: np.ndarray,
+    constants: np.ndarray,
+    sums: np.ndarray,
+) -> tuple[Tensor, Tensor]:
+    """Gradients of lower and upper, in their shape; see `_bound_gradients_of`."""
+    lower, upper = (torch.empty(shape, dtype=made_for[0]) for _ in range(2))
+    made = (t.numpy().reshape(low.shape) for t in (lower, upper))
+    _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
+    return lower, upper
+
+
 class _FusedFakeQuantize(torch.autograd.Function):
     @staticmethod
     def forward(
@@ -445,9 +460,7 @@ class _FusedFakeQuantize(torch.autograd.Function):
             _backward_of(*made_for, learns)(*shaped, low, high, layout.cut, constants, sums)
         if not learns:
             return grad_x, None, None, None, None, None
-        gradients = torch.empty(lower.shape, dtype=x.dtype), torch.empty(upper.shape, dtype=x.dtype)
-        made = (t.numpy().reshape(table) for t in gradients)
-        _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
+        gradients = _bound_gradients(made_for, lower.shape, low, high, constants, sums)
         return grad_x, *gradients, None, None, None
 
 
@@ -488,9 +501,7 @@ class _FusedScaledFakeQuantize(torch.autograd.Function):
         grad_factors = products.sum_to_size(factors.shape) if factors_learn else None
         if not learns:
             return grad_x, grad_factors, None, None, None, None
-        gradients = torch.empty(lower.shape, dtype=x.dtype), torch.empty(upper.shape, dtype=x.dtype)
-        made = (t.numpy().reshape(1, 1) for t in gradients)
-        _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
+        gradients = _bound_gradients(made_for, lower.shape, low, high, constants, sums)
         return grad_x, grad_factors, *gradients, None, None
 
 

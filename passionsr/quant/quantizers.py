@@ -243,17 +243,17 @@ class Quantizer(nn.Module):
             return _times
         assert self.phase is Phase.QUANTIZED
         assert self.lower.numel() == 1
-        bounds = self.bounds()
         if self.is_stale:
             return self._stale(self._bounds(self.lower))
+        bounds = self.bounds()
         return lambda x, factors: self._fake_quantize(x, bounds, factors)
 
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """Same shape as `x`; factors multiply it along the last axis before it is quantized."""
-        if self.phase is Phase.QUANTIZED and not self.is_stale:
-            return self._fake_quantize(x, self.bounds(), factors)
         if self.phase is Phase.QUANTIZED:
-            return self._stale(self._bounds(x))(x, factors)
+            if self.is_stale:
+                return self._stale(self._bounds(x))(x, factors)
+            return self._fake_quantize(x, self.bounds(), factors)
         x = _times(x, factors)
         if self.phase is Phase.OBSERVING and self.observer is not None:
             bounds = self.observe(x) if self.find is None else self.find(self, x)
