@@ -18,7 +18,7 @@ all: $(VENV)/.ready
 
 test test-fast: lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(filter test-fast,$@),-m "not slow")
-	python -m pytest --doctest-modules passionsr/model.py passionsr/quant -q
+	python -m pytest --doctest-modules passionsr -q
 
 lint: $(VENV)/.ready
 	ruff check .

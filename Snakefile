@@ -37,13 +37,13 @@ rule all:
         rules.reference.output,
         expand(rules.calibrate.output, run=RUNS),
         expand(rules.infer.output, run=RUNS),
-        [str(lib.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
+        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
 
 
 onstart:
     # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
     if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
-        raise WorkflowError(lib.missing_report(CONFIG_FILE, MISSING))
+        raise WorkflowError(missing_report(CONFIG_FILE, MISSING))
     # Snakemake 9.27 limits itself to 100 submissions a second, and for that looks at all ready jobs again every second, once
     # more per second for each finished job: half a core after 50 jobs, taken from the calibrations.
     workflow.scheduler.job_rate_limiter = None

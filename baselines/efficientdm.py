@@ -26,26 +26,24 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from passionsr.calibration import CalibrationBatch
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.layers import AttentionConfig, LayerConfig, QuantizedLayer
-from passionsr.method import (
-    EXCEPTIONS,
-    Exceptions,
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.sub_models import (
     SubModel,
-    check_choices,
     first_images,
     in_sequence,
-    init_ranges,
     parts_of,
     sub_quantizers,
-    swapped,
 )
-from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Quantizer
-from passionsr.quant.search import shrink_search
-from passionsr.quant.spec import Form, Scheme
-from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig
+from passionsr.quantization.layer import LayerConfig, QuantizedLayer
+from passionsr.quantization.quantizer import Quantizer
+from passionsr.quantization.range_search import shrink_search
+from passionsr.quantization.spec import Form, Scheme
+from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
 
 NATIVE_8BIT = {
     "unet": ("unet.time_embedding.linear_*", "unet.conv_in", "unet.conv_out"),

@@ -21,27 +21,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from passionsr.calibration import CalibrationBatch
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.layers import AttentionConfig, LayerConfig, QuantizedLayer
-from passionsr.method import (
-    EXCEPTIONS,
-    Exceptions,
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.calibration.range_passes import init_ranges, set_ranges
+from passionsr.calibration.sub_models import (
     SubModel,
-    check_choices,
     in_sequence,
-    init_ranges,
     output_loss,
     parts_of,
-    set_ranges,
     softmax_quantizers,
     sub_quantizers,
-    swapped,
 )
-from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Quantizer
-from passionsr.quant.spec import Form, Scheme
-from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig
+from passionsr.quantization.layer import LayerConfig, QuantizedLayer
+from passionsr.quantization.quantizer import Quantizer
+from passionsr.quantization.spec import Form, Scheme
+from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
 
 # First and last layer (methods.md 4.1), of the UNet and of the VAE's two halves.
 NATIVE_8BIT = {

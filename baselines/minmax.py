@@ -13,14 +13,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import get_args
 
-from passionsr.calibration import CalibrationBatch
-from passionsr.fit import FitLog
-from passionsr.layers import AttentionConfig, LayerConfig
-from passionsr.method import check_choices, in_sequence, init_ranges, swapped
-from passionsr.model import OneStepSR
-from passionsr.quant.observers import RangeMode
-from passionsr.quant.spec import Scheme
-from passionsr.surgery import SwapRow
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.fit import FitLog
+from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.sub_models import in_sequence
+from passionsr.methods.base import check_choices, swapped
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig
+from passionsr.quantization.layer import LayerConfig
+from passionsr.quantization.observers import RangeMode
+from passionsr.quantization.spec import Scheme
+from passionsr.quantization.swap import SwapRow
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,23 +21,19 @@ from typing import Literal
 
 from torch import nn
 
-from passionsr.calibration import CalibrationBatch
-from passionsr.files import UserError
-from passionsr.fit import FitLog
-from passionsr.layers import AttentionConfig, LayerConfig
-from passionsr.method import (
-    EXCEPTIONS,
-    Exceptions,
-    check_choices,
-    in_sequence,
-    init_ranges,
-    swapped,
-)
-from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Quantizer
-from passionsr.quant.search import symmetric_search, two_sided_search
-from passionsr.quant.spec import Scheme
-from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.fit import FitLog
+from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.sub_models import in_sequence
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig
+from passionsr.quantization.layer import LayerConfig
+from passionsr.quantization.quantizer import Quantizer
+from passionsr.quantization.range_search import symmetric_search, two_sided_search
+from passionsr.quantization.spec import Scheme
+from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
+from passionsr.utils.files import UserError
 
 # First and last weight of what is quantized (methods.md 5.1).
 NATIVE_8BIT = {

@@ -26,33 +26,10 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from passionsr.calibration import CalibrationBatch
-from passionsr.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
-from passionsr.layers import (
-    AttentionConfig,
-    LayerConfig,
-    QuantizedAttention,
-    QuantizedLayer,
-    quantized_modules,
-)
-from passionsr.method import (
-    EXCEPTIONS,
-    Exceptions,
-    SubModel,
-    check_choices,
-    first_images,
-    in_sequence,
-    init_ranges,
-    softmax_quantizers,
-    sub_models,
-    swapped,
-    weights_only,
-)
-from passionsr.model import OneStepSR
-from passionsr.quant.quantizers import Phase, Quantizer, quantizers, set_phase
-from passionsr.quant.search import shrink_search
-from passionsr.quant.spec import Scheme
-from passionsr.reconstruction import (
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
+from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.reconstruction import (
     AdaRound,
     Minibatches,
     RoundingPenalty,
@@ -65,7 +42,23 @@ from passionsr.reconstruction import (
     reconstruction_loss,
     soften,
 )
-from passionsr.surgery import PASSIONSR_8BIT, SwapRow
+from passionsr.calibration.sub_models import (
+    SubModel,
+    first_images,
+    in_sequence,
+    softmax_quantizers,
+    sub_models,
+    weights_only,
+)
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
+from passionsr.quantization.layer import LayerConfig, QuantizedLayer
+from passionsr.quantization.modules import quantized_modules
+from passionsr.quantization.quantizer import Phase, Quantizer, quantizers, set_phase
+from passionsr.quantization.range_search import shrink_search
+from passionsr.quantization.spec import Scheme
+from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
 
 NO_EXCEPTIONS: dict[str, tuple[str, ...]] = {"unet": (), "vae": ()}
 ActInit = Literal["mse", "max", "ema"]

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from passionsr.files import UserError
+from passionsr.utils.files import UserError
 
 
 def guarded(action: Callable[[], int | None]) -> int:
@@ -21,12 +21,12 @@ def guarded(action: Callable[[], int | None]) -> int:
 
 
 def _upscale(args: argparse.Namespace) -> None:
-    from passionsr.images import read_uint8, write_uint8
+    from passionsr.data.images import read_uint8, write_uint8
 
     lr = read_uint8(args.input)  # before the slow imports: a bad path should answer at once
-    from passionsr.export import SCHEME, load_quantized
-    from passionsr.inference import InferenceOptions, super_resolve
-    from passionsr.loading import load_model
+    from passionsr.inference.super_resolve import InferenceOptions, super_resolve
+    from passionsr.models.folder import load_model
+    from passionsr.quantization.artifact import SCHEME, load_quantized
 
     names = ("resize", "process_size", "latent_tile", "latent_overlap", "encoder_tile", "decoder_tile",
              "tile_norm", "colour_fix")  # fmt: skip
@@ -35,7 +35,7 @@ def _upscale(args: argparse.Namespace) -> None:
     model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
     model.posterior = args.posterior
     if args.prompt is not None:
-        from passionsr.sd21 import embed_prompt
+        from passionsr.models.osediff.sd21 import embed_prompt
 
         model.context = embed_prompt(args.model, args.prompt)
     write_uint8(args.output, super_resolve(model, lr, options))
@@ -43,7 +43,7 @@ def _upscale(args: argparse.Namespace) -> None:
 
 
 def _import_osediff(args: argparse.Namespace) -> None:
-    from passionsr.osediff import import_osediff
+    from passionsr.models.osediff.importer import import_osediff
 
     card = import_osediff(
         args.output,
@@ -58,8 +58,8 @@ def _import_osediff(args: argparse.Namespace) -> None:
 
 
 def _quantize(args: argparse.Namespace) -> None:
-    from passionsr.config import load_methods, parse_scheme
-    from passionsr.images import SCALE, read_uint8, upscale
+    from passionsr.benchmark.config import load_methods, parse_scheme
+    from passionsr.data.images import SCALE, read_uint8, upscale
 
     scheme = parse_scheme(args.scheme)
     methods = load_methods(args.methods)
@@ -71,11 +71,11 @@ def _quantize(args: argparse.Namespace) -> None:
             f"{args.calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)"
         )
     arrays = [read_uint8(f) for f in files]
-    from passionsr.calibration import make_batches
-    from passionsr.export import save_quantized
-    from passionsr.images import to_tensor
-    from passionsr.loading import load_model
-    from passionsr.method import load_method, quantize_model
+    from passionsr.calibration.batches import make_batches
+    from passionsr.data.images import to_tensor
+    from passionsr.methods.base import load_method, quantize_model
+    from passionsr.models.folder import load_model
+    from passionsr.quantization.artifact import save_quantized
 
     entry = methods[args.method]
     method = load_method(entry.target, entry.options)
@@ -90,9 +90,9 @@ def _quantize(args: argparse.Namespace) -> None:
 
 
 def _score(args: argparse.Namespace) -> None:
-    from passionsr.data import ImagePair
-    from passionsr.images import read_uint8
-    from passionsr.metric_table import check_metrics
+    from passionsr.data.datasets import ImagePair
+    from passionsr.data.images import read_uint8
+    from passionsr.metrics.registry import check_metrics
 
     names = check_metrics(args.metrics.split(","))
     outputs = sorted(args.sr.glob("*.png"))
@@ -111,8 +111,8 @@ def _score(args: argparse.Namespace) -> None:
                 f"{name}: SR is {sr.shape[1]}x{sr.shape[0]} but HR is {hr.shape[1]}x{hr.shape[0]}; "
                 "they must be of one size"
             )
-    from passionsr.metrics import MetricSuite
-    from passionsr.stages import write_csv
+    from passionsr.metrics.suite import MetricSuite
+    from passionsr.utils.files import write_csv
 
     suite = MetricSuite(names)
     rows = []
@@ -130,7 +130,7 @@ def _score(args: argparse.Namespace) -> None:
 
 
 def _check(args: argparse.Namespace) -> None:
-    from passionsr.config import load_config
+    from passionsr.benchmark.config import load_config
 
     config = load_config(args.config)
     print(f"{args.config}: {len(config.runs)} runs, results in {config.results}")
@@ -138,25 +138,25 @@ def _check(args: argparse.Namespace) -> None:
 
 def _bench(args: argparse.Namespace) -> None:
     if args.tiles:
-        from passionsr.tile_bench import WHOLE_UP_TO, difference_report, tile_report
+        from passionsr.benchmark.tiled_memory import WHOLE_UP_TO, difference_report, tile_report
 
         print(tile_report(args.model, args.sizes, args.threads))
         print(f"\n{difference_report(args.model, WHOLE_UP_TO, args.threads)}")
         return
-    from passionsr.bench import report
+    from passionsr.benchmark.timing import report
 
     print(report(args.results))
     if args.step:
-        from passionsr.loading import load_model
-        from passionsr.step_bench import step_ratios
+        from passionsr.benchmark.training_step import step_ratios
+        from passionsr.models.folder import load_model
 
         print(f"\nOne training step of the UNet, {args.threads} thread(s):\n")
         print(step_ratios(load_model(args.model), threads=args.threads))
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from passionsr.datasets import DATA, LOCKS, load_sources
-    from passionsr.fetch import fetch_source
+    from passionsr.data.datasets import DATA, LOCKS, load_sources
+    from passionsr.data.fetch import fetch_source
 
     sources = load_sources()
     if args.source not in sources:
@@ -165,8 +165,8 @@ def _fetch(args: argparse.Namespace) -> None:
 
 
 def _explain(args: argparse.Namespace) -> None:
-    from passionsr.config import load_config
-    from passionsr.explain import explain
+    from passionsr.benchmark.config import load_config
+    from passionsr.report.explain import explain
 
     # results/<name>/tables/<table>.csv: a configuration has the name of its results.
     name = args.table.resolve().parent.parent.name
@@ -175,8 +175,8 @@ def _explain(args: argparse.Namespace) -> None:
 
 
 def _plan(args: argparse.Namespace) -> None:
-    from passionsr.config import load_config
-    from passionsr.plan import plan, record
+    from passionsr.benchmark.config import load_config
+    from passionsr.benchmark.plan import plan, record
 
     config = load_config(args.config)
     if args.record:
@@ -186,13 +186,13 @@ def _plan(args: argparse.Namespace) -> None:
 
 
 def _readme(args: argparse.Namespace) -> None:
-    from passionsr.readme import update
+    from passionsr.report.pages import update
 
     update(args.readme, args.results, args.grid)
 
 
 def _check_results(args: argparse.Namespace) -> int:
-    from passionsr.expected import measured, violations
+    from passionsr.report.bands import measured, violations
 
     lines = violations(args.results, args.expected)
     for line in lines:
@@ -203,7 +203,7 @@ def _check_results(args: argparse.Namespace) -> int:
 
 
 def _expect(args: argparse.Namespace) -> None:
-    from passionsr.expected import write_bands
+    from passionsr.report.bands import write_bands
 
     print(f"{args.expected}: {write_bands(args.results, args.expected)} bands")
 

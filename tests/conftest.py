@@ -41,7 +41,7 @@ def shared() -> Path:
 @pytest.fixture(scope="session")
 def tiny():
     """The random tiny model; tests must not change it."""
-    from passionsr.tiny import tiny_model
+    from passionsr.models.tiny import tiny_model
 
     return tiny_model()
 
@@ -49,7 +49,7 @@ def tiny():
 @pytest.fixture(scope="session")
 def tiny_batches(tiny):
     """Four images of 32 px in two batches, with ground truth and the float teacher's outputs."""
-    from passionsr.calibration import make_batches
+    from passionsr.calibration.batches import make_batches
 
     generator = torch.Generator().manual_seed(3)
     images = [torch.rand(1, 3, 32, 32, generator=generator) for _ in range(4)]
@@ -92,7 +92,7 @@ def undisturbed(tmp_path_factory):
     """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
     from copies import SMALL, results_of
 
-    from passionsr.reproducibility import products
+    from passionsr.benchmark.reproducibility import products
 
     folder = _built_once(tmp_path_factory, SMALL)
     return folder, products(results_of(folder, SMALL))

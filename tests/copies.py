@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from passionsr.recovery import PRODUCTS
-from passionsr.reproducibility import differences, products
+from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.benchmark.reproducibility import differences, products
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")
 DVC_PARTS = ("dvc.yaml", ".dvc/config", ".dvc/.gitignore", ".dvc/plots", ".dvcignore", ".gitignore")

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from passionsr.cli import guarded, main
-from passionsr.files import UserError, atomic_path, sha256_file, write_json
+from passionsr.utils.files import UserError, atomic_path, sha256_file, write_json
 
 LR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
 
@@ -22,7 +22,7 @@ def save(path, array=LR, **options):
 @pytest.fixture
 def place(tmp_path, tiny):
     """A model, an LR image, a calibration folder and an SR / HR pair, all good."""
-    from passionsr.loading import save_model
+    from passionsr.models.folder import save_model
 
     save_model(tiny, tmp_path / "model")
     save(tmp_path / "lr.png")

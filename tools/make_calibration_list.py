@@ -7,7 +7,7 @@ import csv
 from dataclasses import astuple
 from pathlib import Path
 
-from passionsr.datasets import CROP_COLUMNS, draw_crops
+from passionsr.data.crops import CROP_COLUMNS, draw_crops
 
 COUNT, SIZE, SEED = 500, 512, 0
 HEADER = (

@@ -9,11 +9,11 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
+from train_mini import load_photo
 
-from passionsr.data import Crop, make_pair, pixels_sha256
-from passionsr.degrade import rng_for
-from passionsr.images import write_uint8
-from passionsr.train_mini import load_photo
+from passionsr.data.crops import Crop, make_pair, pixels_sha256
+from passionsr.data.degrade import rng_for
+from passionsr.data.images import write_uint8
 
 TEST = [  # chosen by eye: faces, fur, text, fabric, machinery, tissue, sky
     ("astronaut_face", "astronaut.png", 64, 0),

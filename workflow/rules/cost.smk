@@ -20,7 +20,7 @@ rule table3:
     resources:
         mem_mb=at_attempt(1000),
     params:
-        code=code("passionsr/cost.py", "passionsr/diagnostics.py"),
+        code=job_code("report.model_size", "methods.passionsr"),
         cases=[f"{run.scheme}-{run.scope}" for run in CFG.runs],
     shell:
-        f"{STAGE} table3 --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} table3 --config {CONFIG_FILE} > {{log}} 2>&1"

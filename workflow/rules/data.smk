@@ -1,7 +1,7 @@
 rule data:
     """Test and calibration images from lists in git; of datasets, sheets of the pairs found."""
     input:
-        [str(path) for path in lib.data_sources(CFG)],
+        [str(path) for path in paths.data_sources(CFG)],
     output:
         sorted({str(path) for path in TEST + CALIBRATION}),
     log:
@@ -12,9 +12,9 @@ rule data:
     resources:
         mem_mb=at_attempt(1000),
     params:
-        code=DATA_CODE,
+        code=job_code("benchmark.jobs.data"),
     shell:
-        f"{STAGE} data --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} data --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule metric_weights:
@@ -29,10 +29,10 @@ rule metric_weights:
     resources:
         mem_mb=at_attempt(2000),
     params:
-        code=SCORE_CODE,
+        code=job_code("benchmark.jobs.score"),
         metrics=list(CFG.metrics),
     shell:
-        f"{STAGE} probe --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} probe --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule reference:
@@ -51,12 +51,12 @@ rule reference:
     resources:
         mem_mb=at_attempt(CFG.memory_mb + 1000),
     params:
-        code=MODEL_CODE,
+        code=job_code("benchmark.jobs.infer"),
         inference=CFG.inference,
         threads=CFG.threads,
         posterior=CFG.posterior,
     shell:
-        f"{STAGE} reference --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} reference --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule fetch_source:
@@ -74,4 +74,4 @@ rule fetch_source:
 rule fetch:
     """Every dataset of the configuration that can be downloaded and is not there."""
     input:
-        [str(d.marker) for d in lib.datasets_of(CFG) if d.marker and d.missing()],
+        [str(d.marker) for d in paths.datasets_of(CFG) if d.marker and d.missing()],

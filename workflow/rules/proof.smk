@@ -15,6 +15,6 @@ rule proof:
     resources:
         mem_mb=at_attempt(1000),
     params:
-        code=code("passionsr/proof.py"),
+        code=job_code("report.proof"),
     shell:
-        f"{STAGE} proof --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} proof --config {CONFIG_FILE} > {{log}} 2>&1"

@@ -22,10 +22,13 @@ rule calibrate:
     resources:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
-        code=MODEL_CODE + METHOD_CODE,
+        code=job_code("benchmark.jobs.calibrate"),
+        method=lambda wildcards: method_code(
+            CFG.entries[CFG.run(wildcards.run).method].target
+        ),
         run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
     shell:
-        f"{STAGE} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+        f"{JOB} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
 
 
 rule sensitivity:
@@ -34,7 +37,7 @@ rule sensitivity:
         data=[str(path) for path in CALIBRATION],
         model=MODEL_FILES,
     output:
-        str(lib.sensitivity_file(CFG)),
+        str(paths.sensitivity_file(CFG)),
     log:
         f"{RESULTS}/logs/sensitivity.log",
     benchmark:
@@ -44,10 +47,10 @@ rule sensitivity:
     resources:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
-        code=MODEL_CODE + METHOD_CODE,
+        code=job_code("benchmark.jobs.calibrate", "baselines.minmax"),
         scheme=CFG.sensitivity,
     shell:
-        f"{STAGE} sensitivity --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} sensitivity --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule infer:
@@ -67,8 +70,8 @@ rule infer:
     resources:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
-        code=MODEL_CODE,
+        code=job_code("benchmark.jobs.infer"),
         posterior=CFG.posterior,
         inference=CFG.inference,
     shell:
-        f"{STAGE} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+        f"{JOB} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -14,7 +14,7 @@ for scheme, members in SCORE_GROUPS.items():
             images=[path for member in members for path in images(member)],
             reference=images(FP32),
         output:
-            [str(lib.scores_file(CFG, member)) for member in members],
+            [str(paths.scores_file(CFG, member)) for member in members],
         log:
             f"{RESULTS}/logs/score-{scheme}.log",
         benchmark:
@@ -24,12 +24,12 @@ for scheme, members in SCORE_GROUPS.items():
         resources:
             mem_mb=at_attempt(3000),
         params:
-            code=SCORE_CODE,
+            code=job_code("benchmark.jobs.score"),
             metrics=list(CFG.metrics),
             resize=CFG.resize_mismatch,
             runs=" ".join(members),
         shell:
-            f"{STAGE} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
+            f"{JOB} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
 
 
 rule score_given:
@@ -56,16 +56,16 @@ rule score_given:
     resources:
         mem_mb=at_attempt(3000),
     params:
-        code=SCORE_CODE,
+        code=job_code("benchmark.jobs.score"),
         metrics=list(CFG.metrics),
         resize=CFG.resize_mismatch,
     shell:
-        f"{STAGE} score --config {CONFIG_FILE} --run {{wildcards.given}} > {{log}} 2>&1"
+        f"{JOB} score --config {CONFIG_FILE} --run {{wildcards.given}} > {{log}} 2>&1"
 
 
 rule tables:
     input:
-        [str(lib.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
+        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,
@@ -77,11 +77,11 @@ rule tables:
     resources:
         mem_mb=at_attempt(1000),
     params:
-        code=REPORT_CODE,
+        code=job_code("report.tables"),
         config=CFG.digest,
         titles=[entry.title for entry in CFG.entries.values()],
     shell:
-        f"{STAGE} tables --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} tables --config {CONFIG_FILE} > {{log}} 2>&1"
 
 
 rule figures:
@@ -90,7 +90,7 @@ rule figures:
         images=[path for run in [FP32, *RUNS] for path in images(run)],
         fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
-        scores=[str(lib.scores_file(CFG, run)) for run in RUNS],
+        scores=[str(paths.scores_file(CFG, run)) for run in RUNS],
         sensitivity=SENSITIVITY,
     output:
         FIGURES,
@@ -102,7 +102,7 @@ rule figures:
     resources:
         mem_mb=at_attempt(1000),
     params:
-        code=FIGURE_CODE,
+        code=job_code("report.figures"),
         config=CFG.digest,
     shell:
-        f"{STAGE} figures --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} figures --config {CONFIG_FILE} > {{log}} 2>&1"

@@ -17,8 +17,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from passionsr.config import Config, load_config
-from passionsr.files import UserError
+from passionsr.benchmark.config import Config, load_config
+from passionsr.utils.files import UserError
 
 METADATA = Path(".snakemake/metadata")
 # What each stage owns in results/<name>/: the outs of dvc.yaml.

@@ -1,0 +1,27 @@
+"""Per dataset, a list of a run's output images with their hashes: it stands for all of them in the workflow."""
+
+from __future__ import annotations
+
+from passionsr.benchmark.config import Config
+from passionsr.benchmark.paths import image_folder, tested_pairs
+from passionsr.utils.files import check_sha256, sha256_file, write_text
+
+
+def write_image_lists(config: Config, run_id: str) -> None:
+    """Per dataset, name and sha256 of each output: written last, so that it stands for all of them."""
+    folder = image_folder(config, run_id)
+    pairs = tested_pairs(config)
+    for dataset in config.datasets:
+        files = {p.image: folder / f"{p.name}.png" for p in pairs if p.dataset == dataset.name}
+        rows = [f"{image}\t{sha256_file(path)}\n" for image, path in files.items()]
+        write_text(folder / f"{dataset.name}.tsv", "".join(rows))
+
+
+def check_image_lists(config: Config, run_id: str) -> None:
+    """UserError if an output on disk is not the one that `write_image_lists` saw."""
+    folder = image_folder(config, run_id)
+    for dataset in config.datasets:
+        path = folder / f"{dataset.name}.tsv"
+        for line in path.read_text().splitlines():
+            image, digest = line.split("\t")
+            check_sha256(folder / dataset.name / f"{image}.png", digest)

@@ -1,0 +1,179 @@
+"""The jobs `calibrate` and `sensitivity`: from the float model to artifacts."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from passionsr.benchmark.config import Config, Run
+from passionsr.data.datasets import read_pair
+from passionsr.data.images import upscale
+from passionsr.utils.files import (
+    UserError,
+    write_json,
+)
+
+if TYPE_CHECKING:
+    from passionsr.quantization.swap import SwapRow
+from passionsr.benchmark.float_model import device_name, load_float_model
+from passionsr.benchmark.job_code import job_code, method_code
+from passionsr.benchmark.paths import (
+    calibration_pairs,
+    run_folder,
+    sensitivity_file,
+)
+from passionsr.benchmark.records import Phases
+from passionsr.utils.files import write_csv
+from passionsr.utils.system import git_sha, package_versions
+
+log = logging.getLogger(__name__)
+
+SENSITIVITY_METHOD = "passionsr.baselines.minmax:MinMax"
+
+
+class Loaded(Sequence[Any]):
+    """What `load` makes of each item, whenever it is asked for: nothing of it stays in memory."""
+
+    def __init__(self, items: Sequence[Any], load: Callable[[Any], Any]):
+        self.items, self.load = items, load
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.load(self.items[index])
+
+
+def check_counts(config: Config, run: Run, report: Sequence[SwapRow]) -> None:
+    """UserError unless a run quantized as many layers of each part as the configuration expects."""
+    from passionsr.quantization.swap import check_scope
+
+    for part in check_scope(run.scope):
+        expected = config.expected_layers.get(part)
+        got = sum(
+            r.name.startswith(f"{part}.") and r.kind != "attention" and r.weight_bits is not None
+            for r in report
+        )
+        if expected is not None and got != expected:
+            raise UserError(
+                f"{run.run_id}: {got} layers of {part} were quantized, expected {expected}"
+            )
+
+
+def calibrate(config: Config, run: Run) -> None:
+    """Quantize the float model for one run: artifact, curves, layer report, run.json (written last)."""
+    from passionsr.calibration.batches import make_batches
+    from passionsr.calibration.checkpoints import calibration_key, forget, resumable
+    from passionsr.data.images import to_tensor
+    from passionsr.methods.base import load_method, quantize_model
+    from passionsr.quantization.artifact import save_quantized
+    from passionsr.quantization.diagnostics import RANGE_COLUMNS, let_ranges, model_bytes
+    from passionsr.quantization.spec import Scheme
+    from passionsr.utils.memory import give_back_freed_memory
+    from passionsr.utils.system import peak_mib
+
+    started = time.perf_counter()
+    entry, options = config.entries[run.method], config.options(run)
+    method = load_method(entry.target, options)
+    pairs = calibration_pairs(config)
+    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair)[0])))
+    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair)[1]))
+    phases = Phases()
+    kept = config.results / "resume" / run.run_id
+    teacher = load_float_model(config)
+    imported = peak_mib()
+    phases.end("load")
+    # Where memory is short, the GPU's too: 500 images of 512 px and their outputs are 5 GB.
+    folder = kept / "teacher" if config.lean or config.device != "cpu" else None
+    batches = make_batches(teacher, images, config.batch_size, run.seed, targets, folder)
+    phases.end("float outputs")
+    teacher.lean = config.lean  # its outputs are in the batches; from here on it may be taken apart
+    log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
+    tensors = [t for batch in batches for t in vars(batch).values()]
+    code = job_code("benchmark.jobs.calibrate") + method_code(entry.target)
+    with resumable(kept, calibration_key(config.run_digest(run), code, teacher, tensors)):
+        model, fit_log, report = quantize_model(
+            method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
+        )
+    phases.end("quantize")
+    del teacher
+    give_back_freed_memory()
+    check_counts(config, run, report)
+    seconds = time.perf_counter() - started
+    folder = run_folder(config, run.run_id)
+    info = {"run": dataclasses.asdict(run), "class": entry.target, "options": options}
+    save_quantized(model, folder / "artifact", info)
+    write_csv(folder / "fit.csv", fit_log.rows, ("stage", "epoch", "step", "loss"))
+    # Seconds and memory vary from run to run: they are in run.json.
+    stage_columns = ("stage", "loss_before", "loss_after", "undone", "steps", "parameters")
+    write_csv(
+        folder / "stages.csv",
+        [{k: row[k] for k in stage_columns} for row in fit_log.stages],
+        stage_columns,
+    )
+    phases.end("save")
+    write_csv(folder / "ranges.csv", let_ranges(model, batches[0].image), RANGE_COLUMNS)
+    phases.end("ranges")
+    columns = ("name", "kind", "weight_bits", "act_bits", "split", "let")
+    write_csv(folder / "layers.csv", [dataclasses.asdict(row) for row in report], columns)
+    bits = sorted({(r.weight_bits, r.act_bits) for r in report if r.weight_bits})
+    log.info(
+        "swapped %d layers and %d attentions; (weight, activation) bits used: %s",
+        sum(r.kind != "attention" for r in report),
+        sum(r.kind == "attention" for r in report),
+        bits,
+    )
+    for row in fit_log.stages:
+        log.info(
+            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s%(note)s",
+            {**row, "note": ", undone: it had ended higher" if row["undone"] else ""},
+        )
+    write_json(
+        folder / "run.json",
+        {
+            **info,
+            "config": config.name,
+            "config_digest": config.digest,
+            "run_digest": config.run_digest(run),
+            "git": git_sha(),
+            "versions": package_versions(),
+            "device": device_name(config),
+            "threads": config.threads,
+            "model_bytes": model_bytes(model),
+            "seconds": round(seconds, 2),
+            "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
+            "stage_peak_mib": {r["stage"]: r["peak_mib"] for r in fit_log.stages},
+            "phases": phases.rows,
+            "peak_mib": round(peak_mib()),
+            "peak_mib_before_calibration": round(imported),
+        },
+    )
+    del batches, tensors  # mapped files: a network file system keeps what is open
+    forget(kept)
+
+
+def sensitivity(config: Config) -> None:
+    """runs/sensitivity.csv: what quantizing each layer alone does to the float model's output.
+
+    MinMax at the configuration's `sensitivity` scheme, scope UV, on two calibration images.
+    """
+    from passionsr.calibration.batches import make_batches
+    from passionsr.data.images import to_tensor
+    from passionsr.methods.base import load_method
+    from passionsr.quantization.diagnostics import SENSITIVITY_COLUMNS
+    from passionsr.quantization.diagnostics import sensitivity as measure
+    from passionsr.quantization.spec import Scheme
+
+    assert config.sensitivity is not None
+    teacher = load_float_model(config)
+    pairs = calibration_pairs(config)
+    images = [to_tensor(upscale(read_pair(p)[0])) for p in pairs]
+    batches = make_batches(teacher, images, config.batch_size, 0)
+    method = load_method(SENSITIVITY_METHOD)
+    model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")
+    method.calibrate(model, batches, "UV")
+    rows = measure(model, batches[0].image[:2])
+    write_csv(sensitivity_file(config), rows, SENSITIVITY_COLUMNS)

@@ -1,0 +1,156 @@
+"""What a start looks at first, because an earlier one may have been killed: locks, cut files, temporary files."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import socket
+import struct
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from passionsr.utils.files import TEMPORARY, UserError, write_json
+
+HOLDER = Path(".snakemake") / "passionsr-holder.json"
+LOCKS = Path(".snakemake") / "locks"
+# One folder per stage; what else is in results/<name> (logs, times) differs from run to run.
+PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
+PNG_END = b"IEND\xaeB`\x82"
+
+
+def _alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+# -- the lock -----------------------------------------------------------------------------------
+
+
+def note_holder() -> None:
+    """Remember who holds Snakemake's lock on this folder; called when its jobs start."""
+    write_json(HOLDER, {"host": socket.gethostname(), "pid": os.getpid()})
+
+
+def stale_lock(argv: Sequence[str]) -> str | None:
+    """What to do about the lock of a Snakemake that is gone, or None.
+
+    argv: of the Snakemake that found it; its --config and the like belong into the command that unlocks.
+    """
+    if "--unlock" in argv or not LOCKS.is_dir() or not any(LOCKS.iterdir()):
+        return None
+    try:
+        holder = json.loads(HOLDER.read_text())
+        host, pid = holder["host"], int(holder["pid"])
+    except (OSError, ValueError, KeyError):
+        host, pid = "an unknown host", 0
+    if host == socket.gethostname() and pid and _alive(pid):
+        return None  # Snakemake's own message is right: another one is running
+    command = shlex.join(["snakemake", *argv[1:], "--unlock"])
+    jobs = ""
+    if shutil.which("squeue"):
+        jobs = (
+            "cancel what it left on the cluster: squeue -h -o '%i %Z' | "
+            f"awk '$2 == \"{Path.cwd()}\" {{print $1}}' | xargs -r scancel\n"
+        )
+    return (
+        f"stale lock: the snakemake that held it (process {pid} on {host}) is gone.\n{jobs}"
+        f"remove the lock: {command}\nthen give your command again"
+    )
+
+
+# -- files --------------------------------------------------------------------------------------
+
+
+def is_whole(path: Path) -> bool:
+    """False for a file that was cut off, as a machine that loses power does to it, whatever its name promises.
+
+    PNG: its end marker. safetensors: as long as its header says. Text (CSV, JSON, Markdown, TeX): ends its last line.
+    """
+    size = path.stat().st_size
+    with path.open("rb") as stream:
+        if path.suffix == ".safetensors":
+            head = stream.read(8)
+            if len(head) < 8:
+                return False
+            (length,) = struct.unpack("<Q", head)
+            if length > size - 8:
+                return False
+            try:
+                header = json.loads(stream.read(length))
+            except ValueError:
+                return False
+            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+            return size == 8 + length + max(ends, default=0)
+        end = PNG_END if path.suffix == ".png" else b"\n"
+        stream.seek(max(0, size - len(end)))
+        return stream.read() == end
+
+
+def check_whole(results: Path) -> None:
+    """UserError with the command that removes them, if files of the results were cut off."""
+    known = {".png", ".safetensors", ".csv", ".json", ".md", ".tex"}
+    files = [p for part in PRODUCTS for p in sorted((results / part).rglob("*"))]
+    files += sorted(results.glob("*.*"))
+    cut = [
+        str(p)
+        for p in files
+        if p.suffix in known
+        and not p.name.startswith(TEMPORARY)
+        and p.is_file()
+        and not is_whole(p)
+    ]
+    if cut:
+        raise UserError(
+            f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full disk); remove, then give "
+            f"your command again: rm -f {shlex.join(cut)}"
+        )
+
+
+def remove_leftovers(results: Path) -> None:
+    """Delete temporary files whose process is gone: kill -9 leaves them."""
+    for path in results.rglob(f"{TEMPORARY}*"):
+        owner = path.name.removeprefix(TEMPORARY).split("-")[0]
+        if not (owner.isdigit() and _alive(int(owner))):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+
+def settle_clock(results: Path) -> None:
+    """Give files from the future (the clock was ahead when they were written) the present as their time.
+
+    Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide what runs again.
+    """
+    now = time.time()
+    for path in results.rglob("*"):
+        with contextlib.suppress(OSError):
+            if path.is_file() and path.stat().st_mtime > now + 1:
+                os.utime(path, (now, now))
+
+
+def explain_failure(results: Path) -> None:
+    """After a failed run: say so if the results cannot be written; a full disk keeps that out of the jobs' own logs."""
+    try:
+        with tempfile.TemporaryFile(dir=results) as stream:
+            stream.write(bytes(1 << 20))
+            stream.flush()
+    except OSError as err:
+        print(
+            f"error: {results} cannot be written ({err.strerror}): give it room and write permission, "
+            "then give your command again",
+            file=sys.stderr,
+        )
+
+
+def look(results: Path, argv: Sequence[str]) -> None:
+    """Before anything is planned: say what an earlier, killed start left that a human has to decide about."""
+    hint = stale_lock(argv)
+    if hint is not None:
+        print(hint, file=sys.stderr)
+    elif "--unlock" not in argv:
+        settle_clock(results)
+        check_whole(results)

@@ -1,0 +1,48 @@
+"""What is the same bytes in every run on one machine, and what may differ: the one list of exceptions."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.utils.files import TEMPORARY
+
+# Products: everything in the folders PRODUCTS, and the files beside them.
+# Seconds and megabytes: measured anew in every run. Nothing else may differ.
+MEASURED_FILES = ("tables/cost.md", "tables/table4.csv", "tables/table4.md", "tables/table4.tex")
+MEASURED_FIELDS = (
+    "seconds",
+    "stage_seconds",
+    "stage_peak_mib",
+    "phases",
+    "peak_mib",
+    "peak_mib_before_calibration",
+)  # run.json
+
+
+def products(results: Path) -> dict[str, bytes]:
+    """Relative path -> bytes of all that must be reproduced; run.json without what is measured.
+
+    Left out: MEASURED_FILES, and the folders logs, benchmarks and timing, which describe a run and not its result.
+    """
+    found = {}
+    files = [p for part in PRODUCTS for p in (results / part).rglob("*") if p.is_file()]
+    files += [p for p in results.glob("*") if p.is_file()]
+    for path in sorted(files):
+        name = path.relative_to(results).as_posix()
+        if name in MEASURED_FILES or path.name.startswith(TEMPORARY):
+            continue
+        if path.name == "run.json":
+            about = {
+                k: v for k, v in json.loads(path.read_text()).items() if k not in MEASURED_FIELDS
+            }
+            found[name] = json.dumps(about, sort_keys=True).encode()
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def differences(one: dict[str, bytes], other: dict[str, bytes]) -> list[str]:
+    """Names of products that are missing on one side, or whose bytes differ."""
+    return sorted(k for k in one.keys() | other.keys() if one.get(k) != other.get(k))

@@ -1,0 +1,1 @@
+"""Calibration data, sub-models in sequence, the training loop, reconstruction, checkpoints."""

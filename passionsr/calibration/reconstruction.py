@@ -1,0 +1,236 @@
+"""Block reconstruction, shared by the methods that train unit by unit (AdaRound, BRECQ; methods.md 6.3).
+
+A unit is a ResNet or transformer block, or a loose layer. Its inputs and the float model's outputs are captured
+once for a few images, then its rounding or its activation scales are fitted on random minibatches.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from passionsr.calibration.sub_models import SubModel
+from passionsr.quantization.layer import QuantizedLayer
+from passionsr.quantization.quantizer import Phase, Quantizer
+
+GAMMA, ZETA = -0.1, 1.1  # the rectified sigmoid's stretch
+BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
+
+
+class AdaRound(nn.Module):
+    """W -> scale (clamp(floor(W / scale) + h(V) + z, 0, n) - z), as a parametrization of a layer's weight.
+
+    h(V) = clamp(1.2 sigmoid(V) - 0.1, 0, 1) starts at the fraction W / scale - floor(W / scale), so the soft weight is
+    W where it is not clamped. `hard` rounds up where V >= 0. The weight quantizer must pass it through.
+    """
+
+    def __init__(self, weight: Tensor, quantizer: Quantizer):
+        super().__init__()
+        levels = quantizer.spec.levels
+        with torch.no_grad():
+            scale, zero_point = quantizer.grid(weight)
+            floor = torch.floor(weight / scale)
+            fraction = weight / scale - floor
+            start = -torch.log((ZETA - GAMMA) / (fraction - GAMMA) - 1)
+        self.v = nn.Parameter(start, requires_grad=False)
+        self.register_buffer("floor", floor)
+        self.register_buffer("scale", scale)
+        self.register_buffer("zero_point", zero_point)
+        self.levels, self.hard = levels, False
+
+    def share(self) -> Tensor:
+        """h(V), in [0, 1]."""
+        return (torch.sigmoid(self.v) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The soft (or hard) weight; `weight` itself enters through what was stored."""
+        up = (self.v >= 0).to(weight.dtype) if self.hard else self.share()
+        codes = (self.floor + up + self.zero_point).clamp(0, self.levels)
+        return (codes - self.zero_point) * self.scale
+
+
+@dataclass(frozen=True, kw_only=True)
+class RoundingPenalty:
+    """lambda sum(1 - |2 h - 1|^beta): pushes h to 0 or 1; beta falls linearly, after a share without penalty."""
+
+    steps: int
+    weight: float = 0.01
+    warmup: float = 0.2
+    start: float = 20.0
+    end: float = 2.0
+
+    def beta(self, step: int) -> float:
+        """The exponent at a step, counted from 1."""
+        begin = self.warmup * self.steps
+        if step < begin:
+            return self.start
+        share = (step - begin) / (self.steps - begin)
+        return self.end + (self.start - self.end) * max(0.0, 1 - share)
+
+    def __call__(self, shares: Sequence[Tensor], step: int) -> Tensor | float:
+        """The penalty of several layers' h."""
+        if step < self.warmup * self.steps:
+            return 0.0
+        beta = self.beta(step)
+        return self.weight * sum((1 - (2 * h - 1).abs().pow(beta)).sum() for h in shares)
+
+
+def reconstruction_loss(
+    output: Tensor, target: Tensor, power: float = 2.0, axis: int = 1
+) -> Tensor:
+    """Sum of |output - target|^power over `axis`, mean over the rest."""
+    return (output - target).abs().pow(power).sum(axis).mean()
+
+
+# -- units --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A module that is reconstructed as one."""
+
+    name: str
+    module: nn.Module
+
+    def layers(self) -> list[QuantizedLayer]:
+        """Its quantized layers."""
+        return [m for m in self.module.modules() if isinstance(m, QuantizedLayer)]
+
+
+def find_units(sub: SubModel, example: Tensor) -> list[Unit]:
+    """The units of a sub-model in the order in which a forward pass calls them."""
+    candidates: dict[nn.Module, str] = {}
+    for root in sub.modules:
+        inside: tuple[str, ...] = ()
+        for name, module in root.named_modules():
+            if inside and name.startswith(inside):
+                continue
+            if type(module).__name__ in BLOCKS:
+                candidates[module] = name
+                inside = (*inside, f"{name}.")
+            elif isinstance(module, QuantizedLayer):
+                candidates[module] = name
+    order: list[nn.Module] = []
+
+    def note(module: nn.Module, *_: Any) -> None:
+        if module not in order:
+            order.append(module)
+
+    handles = [m.register_forward_pre_hook(note) for m in candidates]
+    try:
+        with torch.no_grad():
+            sub.run(example)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [Unit(candidates[m] or type(m).__name__, m) for m in order]
+
+
+class _UnitSeenError(Exception):
+    """Ends a forward pass once the unit has been seen."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What units were called with and returned, images along dim 0 of every tensor."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    output: Tensor
+
+    def images(self, index: Tensor) -> Seen:
+        """The images of `index` only."""
+        count = self.output.shape[0]
+
+        def pick(value: Any) -> Any:
+            is_batch = isinstance(value, Tensor) and value.ndim > 0 and value.shape[0] == count
+            return value[index] if is_batch else value
+
+        args = tuple(pick(a) for a in self.args)
+        return Seen(args, {k: pick(v) for k, v in self.kwargs.items()}, self.output[index])
+
+
+@torch.no_grad()
+def capture(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Seen:
+    """Run each input up to `module` and keep what it was given and what it returned."""
+    seen: list[Seen] = []
+
+    def keep(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
+        seen.append(Seen(args, kwargs, output))
+        raise _UnitSeenError
+
+    handle = module.register_forward_hook(keep, with_kwargs=True)
+    try:
+        for x in inputs:
+            try:
+                run(x)
+            except _UnitSeenError:
+                continue
+    finally:
+        handle.remove()
+
+    def join(values: list[Any]) -> Any:
+        return torch.cat(values) if isinstance(values[0], Tensor) else values[0]
+
+    return Seen(
+        tuple(join([s.args[i] for s in seen]) for i in range(len(seen[0].args))),
+        {k: join([s.kwargs[k] for s in seen]) for k in seen[0].kwargs},
+        torch.cat([s.output for s in seen]),
+    )
+
+
+class Minibatches(Sequence[tuple[Seen, Tensor]]):
+    """`count` random minibatches (unit inputs, target outputs), drawn once from torch's generator."""
+
+    def __init__(self, seen: Seen, target: Tensor, size: int, count: int):
+        self.seen, self.target = seen, target
+        images = target.shape[0]
+        self.index = [torch.randperm(images)[:size] for _ in range(max(1, count))]
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, i: Any) -> Any:
+        index = self.index[i]
+        return self.seen.images(index), self.target[index]
+
+
+# -- AdaRound on a unit ---------------------------------------------------------------------------
+
+
+def soften(layers: Sequence[QuantizedLayer]) -> list[AdaRound]:
+    """Let the weights of `layers` be rounded softly, each by its own AdaRound."""
+    rounders = []
+    for layer in layers:
+        rounder = AdaRound(layer.weight.detach(), layer.weight_quantizer)
+        parametrize.register_parametrization(layer, "weight", rounder)
+        layer.weight_quantizer.phase = Phase.FLOAT
+        rounders.append(rounder)
+    return rounders
+
+
+@contextlib.contextmanager
+def hard(rounders: Sequence[AdaRound]) -> Iterator[None]:
+    """Round hard inside; before any training that is nearest rounding."""
+    for rounder in rounders:
+        rounder.hard = True
+    try:
+        yield
+    finally:
+        for rounder in rounders:
+            rounder.hard = False
+
+
+def harden(layers: Sequence[QuantizedLayer], rounders: Sequence[AdaRound]) -> None:
+    """End `soften`: weights become grid points, which their quantizer reproduces exactly."""
+    for layer, rounder in zip(layers, rounders, strict=True):
+        rounder.hard = True
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        layer.weight.requires_grad_(False)
+        layer.weight_quantizer.phase = Phase.QUANTIZED

@@ -1,0 +1,122 @@
+"""Sub-models in calibration order: encoder, UNet, decoder, each on its quantized predecessor's outputs."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from passionsr.calibration.batches import CalibrationBatch
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import QuantizedAttention
+from passionsr.quantization.layer import QuantizedLayer
+from passionsr.quantization.modules import as_float, quantized_modules
+from passionsr.quantization.quantizer import Phase, Quantizer, quantizers
+from passionsr.utils.memory import give_back_freed_memory
+
+
+@dataclass(frozen=True)
+class SubModel:
+    """A part calibrated on the outputs of its quantized predecessors.
+
+    modules: what is calibrated. run: input -> output. target: what the float teacher gives.
+    output_loss: compares them (MSE; latents for the encoder, x0 for the UNet, unclamped image for the decoder).
+    """
+
+    name: str
+    modules: tuple[nn.Module, ...]
+    run: Callable[[Tensor], Tensor]
+    target: Callable[[CalibrationBatch], Tensor]
+
+
+def sub_models(model: OneStepSR, scope: str) -> list[SubModel]:
+    """Encoder, UNet, decoder of a prepared model (UNet alone in scope U)."""
+    unet = SubModel("unet", (model.unet,), model.denoise, lambda b: b.x0)
+    if scope == "U":
+        return [unet]
+    vae = model.vae
+    return [
+        SubModel("encoder", (vae.encoder, vae.quant_conv), model.encode, lambda b: b.latent),
+        unet,
+        SubModel("decoder", (vae.post_quant_conv, vae.decoder), model.decode, lambda b: b.output),
+    ]
+
+
+def in_sequence(
+    model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+) -> Iterator[tuple[SubModel, list[Tensor], list[tuple[Tensor, Tensor]]]]:
+    """Each sub-model with its inputs, and (input, target) pairs for a fit.
+
+    Inputs are images (float latents in scope U), then what the quantized predecessor makes of them: the
+    caller calibrates a sub-model before it asks for the next.
+    """
+    # Batches kept in files are on the CPU; `encode` moves images itself.
+    device = model.context.device
+    inputs = [b.latent.to(device) if scope == "U" else b.image for b in batches]
+    subs = sub_models(model, scope)
+    for sub in subs:
+        yield sub, inputs, [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
+        if sub is not subs[-1]:
+            with torch.no_grad():
+                inputs = [sub.run(x) for x in inputs]
+            give_back_freed_memory()
+
+
+def first_images(inputs: Sequence[Tensor], count: int) -> Tensor:
+    """The first `count` images of the batches as one tensor; later batches are not read."""
+    found = []
+    for batch in inputs:
+        if count > 0:
+            found.append(batch[:count])
+        count -= len(batch)
+    return torch.cat(found)
+
+
+def mse_to(output: Tensor, target: Tensor) -> Tensor:
+    """Mean squared error; a target that was kept in a file is brought to the output's device."""
+    return nn.functional.mse_loss(output, target.to(output.device))
+
+
+def output_loss(sub: SubModel) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
+    """MSE between the sub-model's output and the float teacher's, of one (input, target) pair."""
+    return lambda pair: mse_to(sub.run(pair[0]), pair[1])
+
+
+def parts_of(sub: SubModel) -> list[nn.Module]:
+    """Quantized layers and attentions of a sub-model."""
+    return [part for module in sub.modules for part in quantized_modules(module)]
+
+
+def softmax_quantizers(sub: SubModel) -> set[Quantizer]:
+    """The quantizers of P, one per attention: their inputs are in [0, 1] and mostly near 0."""
+    return {p.p for p in parts_of(sub) if isinstance(p, QuantizedAttention)}
+
+
+def sub_quantizers(sub: SubModel) -> list[Quantizer]:
+    """Quantizers of a sub-model."""
+    return [q for module in sub.modules for q in quantizers(module)]
+
+
+@contextlib.contextmanager
+def _all(contexts: Sequence[contextlib.AbstractContextManager]) -> Iterator[None]:
+    with contextlib.ExitStack() as stack:
+        for context in contexts:
+            stack.enter_context(context)
+        yield
+
+
+def _quantize_weights(sub: SubModel) -> None:
+    for part in parts_of(sub):
+        if isinstance(part, QuantizedLayer):
+            part.weight_quantizer.phase = Phase.QUANTIZED
+
+
+@contextlib.contextmanager
+def weights_only(sub: SubModel) -> Iterator[None]:
+    """Run the sub-model with quantized weights and float activations."""
+    with _all([as_float(m) for m in sub.modules]):
+        _quantize_weights(sub)
+        yield

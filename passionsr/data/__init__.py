@@ -1,0 +1,1 @@
+"""Images, datasets, crops, degradation, downloads."""

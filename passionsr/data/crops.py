@@ -1,0 +1,192 @@
+"""Lists of crops in git -> HR / LR image files, deterministic to the byte."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from passionsr.data.datasets import (
+    ImagePair,
+)
+from passionsr.data.degrade import degrade, rng_for
+from passionsr.data.images import SCALE, read_uint8, write_uint8
+from passionsr.utils.files import UserError
+
+
+@dataclass(frozen=True)
+class Crop:
+    """One row of a data list.
+
+    source: "skimage:<file>" (comes with scikit-image) or a PNG path relative to the list.
+    photo: the photograph it was cut from, which keeps the sets disjoint. hr_sha256, lr_sha256: of the
+    raw uint8 pixels, so that a change anywhere (library, rule, file) is noticed.
+    """
+
+    name: str
+    source: str
+    photo: str
+    x: int
+    y: int
+    size: int
+    hr_sha256: str
+    lr_sha256: str
+
+
+def pixels_sha256(array: np.ndarray) -> str:
+    """Hex sha256 of shape and raw bytes."""
+    return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
+
+
+def read_list(path: str | Path) -> list[Crop]:
+    """Read a tab-separated data list; UserError for a missing file, wrong columns or repeated names."""
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{path}: data list not found")
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
+    names = [f.name for f in fields(Crop)]
+    if not rows or list(rows[0]) != names:
+        raise UserError(f"{path}: expected tab-separated columns {', '.join(names)}")
+    crops = [
+        Crop(**{**row, **{k: int(row[k]) for k in ("x", "y", "size")}})  # type: ignore[arg-type]
+        for row in rows
+    ]
+    if len({c.name for c in crops}) != len(crops):
+        raise UserError(f"{path}: a name stands twice")
+    return crops
+
+
+def _skimage_file(name: str) -> Path:
+    import skimage
+
+    return Path(skimage.__file__).parent / "data" / name
+
+
+def read_hr(crop: Crop, base: Path) -> np.ndarray:
+    """Cut the HR crop out of its source: (size, size, 3) uint8."""
+    kind, _, name = crop.source.partition(":")
+    if kind == "skimage":
+        with Image.open(_skimage_file(name)) as image:
+            photo = np.asarray(image.convert("RGB"))
+    else:
+        photo = read_uint8(base / crop.source)
+    hr = photo[crop.y : crop.y + crop.size, crop.x : crop.x + crop.size]
+    if hr.shape != (crop.size, crop.size, 3):
+        raise UserError(f"{crop.name}: the crop leaves its {photo.shape[1]}x{photo.shape[0]} photo")
+    return hr
+
+
+def make_pair(crop: Crop, base: Path) -> tuple[np.ndarray, np.ndarray]:
+    """(HR, LR) uint8 of one row; the degradation is drawn from the crop's name."""
+    hr = read_hr(crop, base)
+    return hr, degrade(hr, rng_for("degrade", crop.name))
+
+
+def write_pairs(
+    list_path: str | Path, folder: str | Path, limit: int | None = None
+) -> list[ImagePair]:
+    """Write folder/HR/<name>.png and folder/LR/<name>.png for every row, checked against its hashes.
+
+    limit: only the first rows.
+
+    Raises UserError naming the first row whose pixels differ from the list.
+    """
+    list_path, folder = Path(list_path), Path(folder)
+    for crop in read_list(list_path)[:limit]:
+        hr, lr = make_pair(crop, list_path.parent)
+        for kind, array, expected in (("HR", hr, crop.hr_sha256), ("LR", lr, crop.lr_sha256)):
+            if pixels_sha256(array) != expected:
+                raise UserError(
+                    f"{crop.name}: {kind} pixels differ from {list_path} "
+                    f"({pixels_sha256(array)[:12]}, expected {expected[:12]}); use the locked environment"
+                )
+            write_uint8(folder / kind / f"{crop.name}.png", array)
+    return pairs_in(list_path, folder)[:limit]
+
+
+def pairs_in(list_path: str | Path, folder: str | Path) -> list[ImagePair]:
+    """The pairs that `write_pairs` writes."""
+    folder = Path(folder)
+    return [
+        ImagePair(c.name, folder / "LR" / f"{c.name}.png", folder / "HR" / f"{c.name}.png")
+        for c in read_list(list_path)
+    ]
+
+
+@dataclass(frozen=True)
+class RelativeCrop:
+    """One calibration crop. fx, fy in [0, 1): position as a share of what the crop leaves free."""
+
+    image: str
+    fx: float
+    fy: float
+    size: int
+
+    def corner(self, width: int, height: int) -> tuple[int, int]:
+        """(x, y) in a photograph of that size; UserError if the crop does not fit."""
+        if min(width, height) < self.size:
+            raise UserError(f"{self.image} is {width}x{height}, smaller than the crop {self.size}")
+        return int(self.fx * (width - self.size + 1)), int(self.fy * (height - self.size + 1))
+
+
+CROP_COLUMNS = [f.name for f in fields(RelativeCrop)]
+
+
+def draw_crops(images: Sequence[str], count: int, size: int, seed: int) -> list[RelativeCrop]:
+    """`count` different photographs by a seeded draw, one crop each, positions drawn from the file's name."""
+    order = rng_for("calibration", seed).permutation(len(images))[:count]
+    crops = []
+    for index in sorted(order.tolist()):
+        fx, fy = rng_for("crop", seed, images[index]).random(2).round(6).tolist()
+        crops.append(RelativeCrop(images[index], min(fx, 0.999999), min(fy, 0.999999), size))
+    return crops
+
+
+def read_crops(path: Path) -> list[RelativeCrop]:
+    """Read a list of relative crops; UserError for a missing file or other columns."""
+    if not path.is_file():
+        raise UserError(f"{path}: data list not found")
+    with path.open(newline="") as stream:
+        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
+    if not rows or list(rows[0]) != CROP_COLUMNS:
+        raise UserError(f"{path}: expected tab-separated columns {', '.join(CROP_COLUMNS)}")
+    return [RelativeCrop(r["image"], float(r["fx"]), float(r["fy"]), int(r["size"])) for r in rows]
+
+
+def write_crops(
+    crops: Sequence[RelativeCrop], photos: dict[str, Path], folder: Path
+) -> list[ImagePair]:
+    """Cut HR crops, make LR by bicubic downscaling (methods.md 2.4), write folder/{HR,LR}; returns the pairs.
+
+    Raises UserError if a photograph is missing or smaller than its crop.
+    """
+    absent = [c.image for c in crops if c.image not in photos]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(crops)} photographs are missing, first: {absent[0]}"
+        )
+    pairs = []
+    for crop in crops:
+        name = f"{Path(crop.image).stem}.png"
+        pair = ImagePair(
+            f"calibration/{Path(name).stem}",
+            folder / "LR" / name,
+            folder / "HR" / name,
+            "calibration",
+        )
+        pairs.append(pair)
+        photo = read_uint8(photos[crop.image])
+        x, y = crop.corner(photo.shape[1], photo.shape[0])
+        hr = photo[y : y + crop.size, x : x + crop.size]
+        small = Image.fromarray(hr).resize(
+            (crop.size // SCALE, crop.size // SCALE), Image.Resampling.BICUBIC
+        )
+        write_uint8(pair.hr, hr)
+        write_uint8(pair.lr, np.asarray(small))
+    return pairs

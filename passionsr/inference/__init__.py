@@ -1,0 +1,1 @@
+"""From LR image to SR image: sizes, tiles, colours."""

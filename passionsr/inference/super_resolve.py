@@ -1,0 +1,123 @@
+"""super_resolve: LR array in, SR array out, at any size."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from passionsr.data.images import SCALE, to_tensor, to_uint8, upscale
+from passionsr.inference.colour import ColourFix, fix_colour
+from passionsr.inference.tiling import TileNorm, blended_eps, decode_tiled, encode_tiled
+from passionsr.models.one_step import OneStepSR
+from passionsr.utils.files import UserError
+
+Resize = Literal["pad", "official"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class InferenceOptions:
+    """How an image goes through the model; the defaults use it whole and as it is.
+
+    resize: "pad" reflects at the right and bottom to a size that the model can take and cuts that off again.
+    "official" (methods.md 1.4): LR with a side below process_size / 4 is enlarged first and the output brought back to
+    4 x LR; the input is squeezed to multiples of the latent factor, and outputs keep that size.
+    latent_tile (T), latent_overlap: in latents; the UNet sees T x T. encoder_tile: px. decoder_tile: latents.
+    None: not tiled. tile_norm: see tiling.SharedNorm. colour_fix: see colour.fix_colour.
+    """
+
+    resize: Resize = "pad"
+    process_size: int = 512
+    latent_tile: int | None = None
+    latent_overlap: int = 32
+    encoder_tile: int | None = None
+    decoder_tile: int | None = None
+    tile_norm: TileNorm = "pooled"
+    colour_fix: ColourFix = "none"
+
+    def __post_init__(self) -> None:
+        if self.latent_tile is not None and not 0 <= self.latent_overlap < self.latent_tile:
+            raise UserError(
+                f"latent_overlap {self.latent_overlap}: give at least 0 and less than latent_tile {self.latent_tile}"
+            )
+        for name in ("latent_tile", "encoder_tile", "decoder_tile"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"{name} {value}: give a positive size, or leave it out")
+
+
+WHOLE = InferenceOptions()
+
+
+def model_input(lr: np.ndarray, multiple: int, options: InferenceOptions) -> np.ndarray:
+    """(h, w, 3) uint8 -> the upscaled input by the official rules, sides multiples of `multiple`."""
+    height, width = lr.shape[:2]
+    least = options.process_size // SCALE
+    if min(width, height) < least:
+        scale = least / min(width, height)
+        # int() of the product, as released
+        size = (int(scale * width), int(scale * height))
+        lr = np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
+    image = upscale(lr)
+    height, width = (side - side % multiple for side in image.shape[:2])
+    if (height, width) != image.shape[:2]:
+        squeezed = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
+        image = np.asarray(squeezed)
+    return image
+
+
+def _latent(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> Tensor:
+    if options.encoder_tile is None:
+        return model.encode(to_tensor(image))
+    mean, std = encode_tiled(model, image, options.encoder_tile, options.tile_norm)
+    return model.sample(mean, std) if model.posterior == "sample" else mean
+
+
+def _output(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> np.ndarray:
+    """(H, W, 3) uint8 input -> output of its size; sides are multiples of what the model takes."""
+    if options.latent_tile is options.encoder_tile is options.decoder_tile is None:
+        return to_uint8(model(to_tensor(image)))
+    latent = _latent(model, image, options)
+    if options.latent_tile is None:
+        eps = model.predict_eps(latent)
+    else:
+        eps = blended_eps(model.predict_eps, latent, options.latent_tile, options.latent_overlap)
+    x0 = model.x0(latent, eps)
+    if options.decoder_tile is None:
+        return to_uint8(model.decode(x0))
+    out = np.empty_like(image)
+
+    def emit(y: int, x: int, part: Tensor) -> None:
+        out[y : y + part.shape[2], x : x + part.shape[3]] = to_uint8(part)
+
+    decode_tiled(model, x0, options.decoder_tile, options.tile_norm, emit)
+    return out
+
+
+@torch.no_grad()
+def super_resolve(
+    model: OneStepSR, lr: np.ndarray, options: InferenceOptions = WHOLE
+) -> np.ndarray:
+    """(h, w, 3) uint8 -> (4h, 4w, 3) uint8: bicubic x4, model, truncation to 8 bits (methods.md 1.4).
+
+    With resize "official", sides of the output that are no multiple of the latent factor are cut down to one.
+    """
+    height, width = (side * SCALE for side in lr.shape[:2])
+    if options.resize == "official":
+        image = model_input(lr, model.latent_factor, options)
+        out = fix_colour(_output(model, image, options), image, options.colour_fix)
+        if min(lr.shape[:2]) < options.process_size // SCALE:
+            resized = Image.fromarray(out).resize((width, height), Image.Resampling.BICUBIC)
+            out = np.asarray(resized)
+        return out
+    image = upscale(lr)
+    multiple = model.size_multiple
+    if height % multiple or width % multiple:
+        pads = ((0, -height % multiple), (0, -width % multiple), (0, 0))
+        image = np.pad(image, pads, mode="reflect")
+    out = _output(model, image, options)[:height, :width]
+    return fix_colour(out, image[:height, :width], options.colour_fix)

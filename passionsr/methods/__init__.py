@@ -1,0 +1,1 @@
+"""The Method protocol, PassionSR, and what reproduces its released code."""

@@ -1,0 +1,1 @@
+"""Image-quality metrics: registry, suite, offline weights."""

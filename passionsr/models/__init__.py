@@ -1,0 +1,1 @@
+"""One-step SR models: architecture, families, folders."""

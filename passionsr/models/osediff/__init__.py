@@ -1,0 +1,1 @@
+"""OSEDiff on Stable Diffusion 2.1: architecture and import."""

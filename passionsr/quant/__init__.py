@@ -1,1 +1,0 @@
-"""Quantization primitives: torch only; no model, no file, no logging."""

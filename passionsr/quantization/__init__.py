@@ -1,0 +1,1 @@
+"""Number formats, quantizers, quantized layers, artifacts."""

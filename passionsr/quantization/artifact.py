@@ -1,0 +1,111 @@
+"""Save and load quantized models: integer codes in safetensors, the scheme in JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from passionsr.models.one_step import OneStepSR
+from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
+from passionsr.quantization.layer import LayerConfig, QuantizedLayer
+from passionsr.quantization.modules import freeze
+from passionsr.quantization.spec import Form
+from passionsr.quantization.swap import match_attention, match_layers
+from passionsr.utils.files import (
+    UserError,
+    atomic_path,
+    check_sha256,
+    read_json,
+    sha256_file,
+    write_json,
+)
+
+FORMAT = 1
+WEIGHTS, SCHEME = "model.safetensors", "scheme.json"
+
+
+def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
+    return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
+
+
+def _layer_config(plain: dict[str, Any]) -> LayerConfig:
+    forms = {k: Form(plain[k]) for k in ("form", "act_form") if plain[k]}
+    return LayerConfig(**{**plain, **forms, "official": tuple(plain["official"])})
+
+
+def _module_config(module: torch.nn.Module) -> dict[str, Any]:
+    """A diffusers config without its private entries, JSON-safe."""
+    return {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
+
+
+def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -> None:
+    """Write a frozen model to `folder`: model.safetensors, then scheme.json with its sha256.
+
+    Args: info: what made it (method, scheme, scope, options ...), kept as given.
+    """
+    from safetensors.torch import save_file
+
+    folder = Path(folder)
+    layers, attention = {}, {}
+    for name, part in model.named_modules():
+        if isinstance(part, QuantizedLayer):
+            assert part.frozen, f"{name} is not frozen"
+            layers[name] = _plain(part.config)
+        elif isinstance(part, QuantizedAttention):
+            attention[name.removesuffix(".processor")] = _plain(part.config)
+    state = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
+    with atomic_path(folder / WEIGHTS) as tmp:
+        save_file(state, tmp)
+    write_json(
+        folder / SCHEME,
+        {
+            "format": FORMAT,
+            "info": info,
+            "alpha": model.alpha,
+            "context_shape": list(model.context.shape),
+            "vae": _module_config(model.vae),
+            "unet": _module_config(model.unet),
+            "layers": layers,
+            "attention": attention,
+            "sha256": sha256_file(folder / WEIGHTS),
+        },
+    )
+
+
+def load_quantized(folder: str | Path) -> OneStepSR:
+    """Rebuild a saved model; its first forward is bit-identical to the one before saving.
+
+    Raises UserError for a missing or damaged file, or one of another format version.
+    """
+    from diffusers import AutoencoderKL, UNet2DConditionModel
+    from safetensors.torch import load_file
+
+    folder = Path(folder)
+    scheme = read_json(folder / SCHEME)
+    if scheme.get("format") != FORMAT:
+        raise UserError(
+            f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; calibrate again"
+        )
+    check_sha256(folder / WEIGHTS, scheme["sha256"])
+    with torch.device("meta"):  # no float weights: the file has what there is
+        vae = AutoencoderKL.from_config(scheme["vae"])
+        unet = UNet2DConditionModel.from_config(scheme["unet"])
+        context = torch.empty(scheme["context_shape"])
+    model = OneStepSR(vae, unet, context, scheme["alpha"]).eval().requires_grad_(False)
+    modules = dict(match_layers(model, "UV"))
+    for name, config in scheme["layers"].items():
+        parent, _, leaf = name.rpartition(".")
+        layer = QuantizedLayer(modules[name], _layer_config(config))
+        setattr(model.get_submodule(parent), leaf, layer)
+    attentions = dict(match_attention(model))
+    for name, config in scheme["attention"].items():
+        attentions[name].set_processor(
+            QuantizedAttention(AttentionConfig(**{**config, "form": Form(config["form"])}))
+        )
+    freeze(model, empty=True)
+    state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
+    model.load_state_dict(state, strict=True, assign=True)
+    return model.requires_grad_(False)

@@ -1,0 +1,40 @@
+"""Every quantized layer and attention of a model: find, freeze, run as float."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from passionsr.quantization.attention import (
+    QuantizedAttention,
+)
+from passionsr.quantization.layer import (
+    QuantizedLayer,
+)
+from passionsr.quantization.quantizer import Phase, quantizers, set_phase
+
+
+def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAttention]:
+    """Every quantized layer and attention below `module`, in registration order."""
+    return [m for m in module.modules() if isinstance(m, (QuantizedLayer, QuantizedAttention))]
+
+
+def keep_weights(module: nn.Module, keep: bool) -> None:
+    """Whether the layers below `module` keep their fake-quantized weights between forwards (faster, twice the memory)."""
+    for part in quantized_modules(module):
+        if isinstance(part, QuantizedLayer):
+            part.keep_weight = keep
+
+
+def freeze(module: nn.Module, empty: bool = False) -> None:
+    """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase; empty: see `QuantizedLayer.freeze`."""
+    for quantizer in quantizers(module):
+        quantizer.settle()
+    for part in quantized_modules(module):
+        if isinstance(part, QuantizedLayer):
+            part.freeze(empty)
+    module.requires_grad_(False)
+
+
+def as_float(module: nn.Module):
+    """Context: run `module` with every quantizer passing its input through."""
+    return set_phase(module, Phase.FLOAT)

@@ -1,0 +1,112 @@
+"""Range searches: the bounds that minimise mean |x_hat - x|^2.4 over a list of candidates.
+
+Each takes rows (ranges, elements) and a spec, and returns (lower, upper), each (ranges,). The first of equal
+candidates wins. A single long row is condensed to a histogram first; its minimum and maximum stay exact.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import torch
+from torch import Tensor
+
+from passionsr.quantization.functional import dequantize, piece_size, quantize
+from passionsr.quantization.spec import Form, QuantSpec
+
+RangeSearch = Callable[[Tensor, QuantSpec], tuple[Tensor, Tensor]]
+POWER = 2.4
+BINS = 8192
+
+
+def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
+    """Values and their weights; a histogram in place of one row longer than BINS."""
+    if rows.shape[0] > 1 or rows.shape[1] <= BINS:
+        return rows, None
+    low, high = torch.aminmax(rows)
+    if low == high:
+        return rows[:, :1], None
+    counts = torch.histc(rows.float(), BINS, float(low), float(high))
+    edges = torch.linspace(float(low), float(high), BINS + 1, dtype=rows.dtype, device=rows.device)
+    used = counts > 0
+    centres = ((edges[1:] + edges[:-1]) / 2)[used]
+    return centres[None], counts[used].to(rows.dtype)[None] / rows.shape[1]
+
+
+def _score(
+    values: Tensor, weights: Tensor | None, lower: Tensor, upper: Tensor, levels: int
+) -> Tensor:
+    """Mean |x_hat - x|^POWER, (ranges, candidates); values (ranges, elements), bounds (ranges, candidates)."""
+    x, low, high = values[:, None, :], lower[..., None], upper[..., None]
+    rounded = dequantize(
+        quantize(x, low, high, levels, Form.AFFINE), low, high, levels, Form.AFFINE
+    )
+    error = rounded.sub_(x).abs_().pow_(POWER)
+    return error.mean(-1) if weights is None else (error * weights[:, None, :]).sum(-1)
+
+
+def _best(
+    rows: Tensor, levels: int, tables: Iterable[tuple[Tensor, Tensor]]
+) -> tuple[Tensor, Tensor]:
+    """The best of candidate bounds, which come in tables of (ranges, candidates)."""
+    values, weights = _condense(rows)
+    best = torch.full_like(rows[:, :1], torch.inf)
+    lower, upper = torch.zeros_like(best), torch.zeros_like(best)
+    height, width = _block(values)
+    for table in tables:
+        for low_i, high_i, values_i, best_i, lower_i, upper_i in zip(
+            *(t.split(height) for t in (*table, values, best, lower, upper)), strict=True
+        ):
+            for low, high in zip(low_i.split(width, 1), high_i.split(width, 1), strict=True):
+                score, index = _score(values_i, weights, low, high, levels).min(1, keepdim=True)
+                better = score < best_i
+                best_i.copy_(torch.where(better, score, best_i))
+                lower_i.copy_(torch.where(better, low.gather(1, index), lower_i))
+                upper_i.copy_(torch.where(better, high.gather(1, index), upper_i))
+    return lower[:, 0], upper[:, 0]
+
+
+def _block(values: Tensor) -> tuple[int, int]:
+    """(ranges, candidates) to score at a time, so that they and their elements are about one piece."""
+    ranges, elements = values.shape
+    size = max(1, piece_size(values) // elements)
+    height = min(ranges, size)
+    return height, max(1, size // height)
+
+
+def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tuple[Tensor, Tensor]:
+    """Q-Diffusion and EfficientDM: (min, max) shrunk by 1 - 0.01 i, i = 0..79 (methods.md 6.2).
+
+    from_zero: the range starts at 0, for softmax outputs (`always_zero`).
+    """
+    factors = 1 - 0.01 * torch.arange(80, dtype=rows.dtype, device=rows.device)
+    low = torch.zeros_like(rows[:, 0]) if from_zero else rows.amin(1)
+    lower, upper = low[:, None] * factors, rows.amax(1)[:, None] * factors
+    return _best(rows, spec.levels, [(lower, upper)])
+
+
+def symmetric_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
+    """PTQ4DM's 1-D search: [-t, t], t = T i / candidates; one-sided where the whole tensor is (methods.md 5.2)."""
+    # In this order: the zero point -t / scale is an exact half, and float rounding decides its side (13.2).
+    steps = torch.arange(1, candidates + 1, dtype=rows.dtype, device=rows.device)
+    t = rows.abs().amax(1)[:, None] / candidates * steps
+    zero = torch.zeros_like(t)
+    lower = zero if rows.amin() >= 0 else -t
+    upper = zero if rows.amax() <= 0 else t
+    return _best(rows, spec.levels, [(lower, upper)])
+
+
+def two_sided_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
+    """PTQ4DM's 2-D search: widths (max - min) i / candidates times every zero point; one-sided as above (5.2)."""
+    if rows.amin() >= 0 or rows.amax() <= 0:
+        return symmetric_search(rows, spec, candidates)
+    low, high = rows.amin(1), rows.amax(1)
+    zero_points = torch.arange(spec.levels + 1, dtype=rows.dtype, device=rows.device)
+
+    def tables() -> Iterable[tuple[Tensor, Tensor]]:
+        for i in range(1, candidates + 1):
+            width = ((high - low) / candidates * i)[:, None]
+            shift = zero_points * (width / spec.levels)
+            yield -shift, width - shift
+
+    return _best(rows, spec.levels, tables())

@@ -1,0 +1,62 @@
+"""Score files of a benchmark as one data frame, and costs of its runs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from passionsr.benchmark.config import BICUBIC, FP32, Config
+from passionsr.benchmark.paths import scores_file
+from passionsr.utils.files import read_json
+
+
+def load_scores(config: Config) -> pd.DataFrame:
+    """All scores of a configuration, one row per number; `value` is NaN where not available.
+
+    Of given outputs, which cover their whole dataset, the images that the runs were tested on.
+    """
+    given = [g.name for g in config.given]
+    run_ids = [BICUBIC, FP32, *given, *(run.run_id for run in config.runs)]
+    frames = [read_scores(config, run_id) for run_id in run_ids]
+    tested = set(zip(frames[1].dataset, frames[1].image, strict=True))
+    scores = pd.concat(frames, ignore_index=True)
+    keys = pd.Series(zip(scores.dataset, scores.image, strict=True), index=scores.index)
+    return scores[~scores.run_id.isin(given) | keys.isin(tested)]
+
+
+def read_scores(config: Config, run_id: str) -> pd.DataFrame:
+    """The score rows of one run."""
+    return pd.read_csv(scores_file(config, run_id))
+
+
+def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Mean over images and seeds: index (scheme, scope, method), one column per metric."""
+    keys = ["scheme", "scope", "method"]
+    table = scores.groupby([*keys, "metric"], sort=False)["value"].mean().unstack("metric")
+    return table.reindex(columns=list(metrics))
+
+
+def run_costs(config: Config) -> pd.DataFrame:
+    """One row per run: run, bits, method (title), scope, and its calibration's seconds, peak MiB and mib above the imports."""
+    rows = []
+    for run in config.runs:
+        made = read_json(config.results / "runs" / run.run_id / "run.json")
+        rows.append(
+            {
+                "run": run.run_id,
+                "bits": run.scheme,
+                "method": config.entries[run.method].title,
+                "scope": run.scope,
+                "seconds": made["seconds"],
+                "peak MiB": made["peak_mib"],
+                "mib": made["peak_mib"] - made["peak_mib_before_calibration"],
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def with_cost(table: pd.DataFrame, costs: pd.DataFrame, scope: str) -> pd.DataFrame:
+    """`table` with the mean cost of each row's runs; float rows have none."""
+    own = costs[costs.scope == scope].groupby(["bits", "method"])[["seconds", "mib"]].mean()
+    return table.join(own, on=["bits", "method"])

@@ -1,0 +1,70 @@
+"""Means, best marks and bootstrap intervals of score rows. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+
+from passionsr.metrics.registry import METRICS
+
+DRAWS = 2000
+
+
+def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Boolean frame: True where a row is best of its group, by the digits that are printed."""
+    marks = pd.DataFrame(False, index=group.index, columns=list(metrics))
+    for name in metrics:
+        column = group[name].round(METRICS[name].digits)
+        if column.notna().any():
+            best = column.min() if METRICS[name].lower_better else column.max()
+            marks[name] = column == best
+    return marks
+
+
+def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
+    """Bootstrap means of one metric: (draws, methods), images and seeds drawn with replacement.
+
+    The same images and the same seeds are drawn for every method, so differences between columns are paired: a seed means the
+    same order of the calibration images for all of them. group: score rows.
+    """
+    cube = group.pivot_table("value", ["method", "seed"], "image", sort=False).sort_index()
+    counts = cube.groupby(level="method").size()
+    rng = np.random.default_rng(0)
+    images = rng.integers(0, cube.shape[1], (draws, cube.shape[1]))
+    drawn = {n: rng.integers(0, n, (draws, n)) for n in sorted(set(counts))}
+    means = {}
+    for method in dict.fromkeys(group.method):
+        values = cube.loc[method].to_numpy()  # (seeds, images)
+        seeds = drawn[len(values)]
+        means[method] = values[seeds[:, :, None], images[:, None, :]].mean((1, 2))
+    return pd.DataFrame(means)
+
+
+def _band(draws: pd.Series) -> tuple[float, float]:
+    """The 95 % interval of bootstrap draws."""
+    low, high = np.percentile(draws, [2.5, 97.5])
+    return float(low), float(high)
+
+
+def intervals(
+    scores: pd.DataFrame, metric: str, best: Sequence[str]
+) -> dict[str, tuple[float, float, bool]]:
+    """Method -> (lower, upper, within noise) of one group of score rows.
+
+    95 % bootstrap interval over images and seeds; within noise: the 95 % interval of the paired difference to the
+    best method holds 0.
+    """
+    rows = scores[(scores.metric == metric) & scores.value.notna()]
+    if rows.empty:
+        return {}
+    means = resampled_means(rows)
+    result = {}
+    for method in means:
+        noise = False
+        if best and method not in best and best[0] in means:
+            low, high = _band(means[method] - means[best[0]])
+            noise = low <= 0 <= high
+        result[method] = (*_band(means[method]), noise)
+    return result

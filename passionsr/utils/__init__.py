@@ -1,0 +1,1 @@
+"""Files, memory, system: what every folder may use."""

@@ -1,0 +1,298 @@
+"""Tables: means by hand, marks, n/a, and the published block."""
+
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from passionsr.benchmark.config import Given, load_config
+from passionsr.data.datasets import Dataset
+from passionsr.report.pages import fill
+from passionsr.report.parity import compare, to_markdown
+from passionsr.report.published import (
+    COST,
+    PUBLISHED_COST,
+    PUBLISHED_TABLE4,
+    marked,
+    published_rows,
+)
+from passionsr.report.rendering import LEGEND, format_rows, write_table
+from passionsr.report.scores import with_cost
+from passionsr.report.statistics import intervals
+from passionsr.report.tables import DIFFERENCES, ablation_rows, build, build_all, released_costs
+from passionsr.utils.files import UserError
+
+
+@pytest.fixture
+def config():
+    return load_config("config/test.yaml")
+
+
+def scores(values):
+    """values: {(method, scheme): {metric: [per image]}} -> rows as the score stage writes them."""
+    return pd.DataFrame(
+        [
+            {
+                "method": m,
+                "scheme": s,
+                "scope": "UV",
+                "seed": 0,
+                "image": i,
+                "metric": k,
+                "value": v,
+            }
+            for (m, s), metrics in values.items()
+            for k, series in metrics.items()
+            for i, v in enumerate(series)
+        ]
+    )
+
+
+def example():
+    base = {"ssim": [0.5, 0.5], "lpips": [0.3, 0.3], "musiq": [None, None], "psnr_fp": [30.0, 30.0]}
+    return scores(
+        {
+            ("fp32", "W32A32"): {**base, "psnr": [30.0, 20.0]},
+            ("bicubic", "W32A32"): {**base, "psnr": [10.0, 20.0]},
+            ("minmax", "W8A8"): {**base, "psnr": [20.0, 22.0], "lpips": [0.4, 0.2]},
+            ("passionsr", "W8A8"): {**base, "psnr": [24.0, 21.0], "lpips": [0.5, 0.4]},
+            ("minmax", "W4A4"): {**base, "psnr": [10.0, 12.0]},
+            ("passionsr", "W4A4"): {**base, "psnr": [10.001, 12.001]},
+        }
+    )
+
+
+def test_rows_order_means_and_marks(config):
+    table = build(config, example(), ["minmax", "passionsr"], "UV", ("bicubic", "fp32"))
+    assert list(table.bits) == ["W32A32"] * 2 + ["W8A8"] * 2 + ["W4A4"] * 2
+    assert list(table.method) == ["Bicubic", "FP32"] + ["MinMax", "PassionSR"] * 2
+    assert list(table.psnr)[:4] == [15.0, 25.0, 21.0, 22.5]
+    best = dict(zip(zip(table.bits, table.method, strict=True), table.best, strict=True))
+    assert best["W32A32", "FP32"] == ""  # references are no competitors
+    assert best["W8A8", "PassionSR"].split(";") == ["psnr", "ssim", "psnr_fp"]
+    assert best["W8A8", "MinMax"].split(";") == ["ssim", "lpips", "psnr_fp"]  # ties are both marked
+    # 11.000 and 11.001 print alike, so neither is better.
+    assert "psnr" in best["W4A4", "MinMax"]
+    assert "psnr" in best["W4A4", "PassionSR"]
+
+
+def test_intervals_are_paired():
+    """A constant difference is never noise, however much the images differ; equal means are."""
+    rng = np.random.default_rng(1)
+    base = list(rng.normal(25, 4, 12))
+    values = {
+        ("a", "W8A8"): {"psnr": base},
+        ("b", "W8A8"): {"psnr": [v - 0.2 for v in base]},
+        ("c", "W8A8"): {"psnr": list(np.array(base) + rng.normal(-0.01, 1.0, 12))},
+    }
+    bands = intervals(scores(values), "psnr", ["a"])
+    assert not bands["a"][2]
+    assert not bands["b"][2]
+    assert bands["c"][2]
+    low, high, _ = bands["a"]
+    assert low < np.mean(base) < high
+    # Against the normal approximation: 1.96 standard errors; the bootstrap of 12 values is a little narrower.
+    half = 1.96 * np.std(base, ddof=1) / 12**0.5
+    assert 0.8 * half < (high - low) / 2 < 1.1 * half
+
+
+def test_seeds_widen_the_interval():
+    rows = pd.concat(
+        [scores({("a", "W8A8"): {"psnr": [20.0 + s, 21.0 + s]}}).assign(seed=s) for s in (0, 5, 10)]
+    )
+    low, high, _ = intervals(rows, "psnr", [])["a"]
+    assert low < 22
+    assert high > 29
+    one_low, one_high, _ = intervals(rows[rows.seed == 5], "psnr", [])["a"]
+    assert (one_low, one_high) == (25.0, 26.0)
+
+
+def test_seeds_are_paired():
+    """Seeds that move two methods alike do not hide the difference; the rows' order does not matter."""
+    frames = [
+        scores({("a", "W8A8"): {"psnr": [20.0 + s] * 3}, ("b", "W8A8"): {"psnr": [19.9 + s] * 3}})
+        .assign(seed=s)
+        .sort_values("method", ascending=s == 5, kind="stable")
+        for s in (0, 5, 10)
+    ]
+    for order in (frames, frames[::-1]):
+        bands = intervals(pd.concat(order), "psnr", ["a"])
+        assert not bands["b"][2]
+        assert bands["a"][:2] == (20.0, 30.0)
+
+
+def test_printed_cells(config):
+    table = build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    rows = format_rows(table, config.metrics, "**{}**")
+    assert rows[0][:3] == ["W32A32", "FP32", "25.00"]
+    assert rows[1][:3] == ["W8A8", "MinMax", "21.00 ≈"]  # -4 and +1 dB on two images: noise
+    assert rows[2][:3] == ["", "PassionSR", "**22.50**"]
+    assert rows[1][config.metrics.index("musiq") + 2] == "n/a"
+
+
+def test_published_block(config, tmp_path, monkeypatch):
+    published = tmp_path / "published"
+    published.mkdir()
+    (published / "passionsr_table2.csv").write_text(
+        "dataset,bits,method,psnr,ssim,lpips,musiq\n"
+        "RealSR,W32A32,OSEDiff,25,0.7,0.3,67\nRealSR,W8A8,A,20,0.5,0.4,50\nRealSR,W8A8,B,21,0.4,0.4,40\n"
+    )
+    monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
+    block = published_rows(config.metrics)
+    assert list(block.best) == ["", "ssim;lpips;musiq", "psnr;lpips"]
+    table = build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    write_table(table, config.metrics, tmp_path / "t", "T", block, "another model")
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("PassionSR") < text.index("another model") < text.index("OSEDiff")
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert set(frame.source) == {"measured here", "published, another model"}
+    tex = (tmp_path / "t.tex").read_text()
+    assert r"\textbf{22.50}" in tex
+    assert r"PSNR-Y $\uparrow$" in tex
+
+
+def test_ablation_rows():
+    """Parts and released behaviour are separate tables; both show MinMax and the whole methods."""
+    full = load_config("config/mini-full.yaml")
+    parts = ablation_rows(full, "parts")
+    assert parts == [
+        "minmax",
+        "passionsr",
+        "passionsr_no_let",
+        "passionsr_no_dqc",
+        "passionsr_no_lbq",
+    ]
+    released = ablation_rows(full, "released")
+    assert released[:5] == ["minmax", "ptq4dm", "qdiffusion", "efficientdm", "passionsr"]
+    switches = {n for n, e in full.entries.items() if e.ablation == "released"}
+    assert set(released[5:]) == switches
+    assert {"released", "released_cost"} <= set(full.tables)
+    assert not {"released", "released_cost"} & set(load_config("config/mini.yaml").tables)
+
+
+def test_what_released_switches_cost(tmp_path):
+    """Differences to the class's own row, by hand: -1 dB on every image is outside the noise, +1 and -1 are inside."""
+    full = replace(load_config("config/mini-full.yaml"), metrics=("psnr", "lpips"))
+    values = scores(
+        {
+            ("passionsr", "W6A6"): {"psnr": [20.0, 22.0], "lpips": [0.4, 0.2]},
+            ("official_bias", "W6A6"): {"psnr": [19.0, 21.0], "lpips": [0.5, 0.1]},
+            ("official_bias", "W8A8"): {"psnr": [90.0, 90.0]},  # another bit width
+            ("efficientdm", "W6A6"): {"psnr": [10.0, 10.0]},
+            ("official_qalora_base", "W6A6"): {"psnr": [10.5, 10.5]},
+            ("official_quant_site", "W6A6"): {"psnr": [10.5, 10.5]},  # PTQ4DM itself is missing
+        }
+    )
+    table = released_costs(full, values).set_index("method")
+    assert len(table) == sum(e.ablation == "released" for e in full.entries.values())
+    bias = table.loc["quantize_bias: official"]
+    assert (bias.psnr, bias.psnr_lo, bias.psnr_hi) == (-1, -1, -1)
+    assert bias.lpips == pytest.approx(0)
+    assert bias.noise == "lpips"
+    assert table.loc["EfficientDM, qalora_base: int"].psnr == 0.5
+    assert table.loc["PTQ4DM, act_quant_site: output"].isna()[["psnr", "lpips"]].all()
+    # Of a class without a plain row there is nothing to compare with.
+    alone = {n: e for n, e in full.entries.items() if n != "efficientdm"}
+    runs = tuple(r for r in full.runs if r.method in alone)
+    table = released_costs(replace(full, entries=alone, runs=runs), values)
+    table = table.set_index("method")
+    assert table.loc["EfficientDM, qalora_base: int"].isna()[["psnr", "lpips"]].all()
+    write_table(
+        released_costs(full, values), full.metrics, tmp_path / "t", "T",
+        legend=DIFFERENCES, sign="+",
+    )  # fmt: skip
+    text = (tmp_path / "t.md").read_text()
+    assert "-1.00<br><sub>-1.00 .. -1.00</sub>" in text
+    assert "+0.50<br>" in text
+    assert "inside the noise" in text
+    assert LEGEND not in text
+
+
+def test_cost_columns(config, tmp_path):
+    """Means over a row's runs of its own scope; the published block keeps its own units."""
+    table = build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    runs = [
+        ("W8A8", "MinMax", "UV", 10, 100),
+        ("W8A8", "MinMax", "UV", 20, 300),
+        ("W8A8", "MinMax", "U", 99, 99),
+    ]
+    costs = pd.DataFrame(runs, columns=["bits", "method", "scope", "seconds", "mib"])
+    costed = with_cost(table, costs, "UV")
+    rows = format_rows(costed, ["psnr"], "**{}**", cost=COST)
+    assert rows[0] == ["W32A32", "FP32", "n/a", "n/a", "25.00"]
+    assert rows[1] == ["W8A8", "MinMax", "15", "200", "21.00 ≈"]
+    published = marked(PUBLISHED_TABLE4, config.metrics, PUBLISHED_COST)
+    write_table(costed, ["psnr"], tmp_path / "t", "T", published, "other", COST, PUBLISHED_COST)  # fmt: skip
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("calibration, s") < text.index("GPU time, h")
+    assert "LBQ+LET+DQC | 1.07" in " ".join(text.split())
+    frame = pd.read_csv(tmp_path / "t.csv")
+    assert frame.hours.dropna().tolist() == [0.0, 2.66, 3.87, 1.07]  # methods.md 11.2
+
+
+def test_published_block_absent_or_malformed(config, tmp_path, monkeypatch):
+    monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
+    assert published_rows(config.metrics) is None
+    (tmp_path / "published").mkdir()
+    (tmp_path / "published" / "passionsr_table2.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(UserError, match="expected columns dataset, bits, method"):
+        published_rows(config.metrics)
+
+
+def test_published_table_is_complete(shared, config, monkeypatch):
+    monkeypatch.setenv("PASSIONSR_SHARED", str(shared))
+    block = published_rows(load_config("config/mini.yaml").metrics)
+    assert len(block) == 36
+    row = block[(block.dataset == "RealSR") & (block.bits == "W8A8") & (block.method == "LSQ")]
+    assert float(row.psnr.iloc[0]) == 15.39  # methods.md 4.5
+
+
+def test_readme_blocks():
+    text = "a\n<!-- x -->\nold\n<!-- /x -->\nb\n"
+    assert fill(text, "x", "new\n") == "a\n<!-- x -->\n\nnew\n\n<!-- /x -->\nb\n"
+    with pytest.raises(UserError, match="no markers <!-- y -->"):
+        fill(text, "y", "")
+
+
+def test_several_datasets_give_a_block_each(config, tmp_path):
+    """Means are per dataset, given outputs stand with the references of their own dataset."""
+    both = pd.concat(
+        [
+            example().assign(dataset="A"),
+            example().assign(dataset="B", value=example().value + 1),
+            scores({("theirs", "W32A32"): {"psnr": [40.0, 42.0]}}).assign(dataset="B"),
+        ]
+    )
+    sets = tuple(Dataset(n, tmp_path, "*.png", "*.png") for n in "AB")
+    config = replace(config, datasets=sets, given=(Given("theirs", "Theirs", "B", tmp_path),))
+    table = build_all(config, both, ["minmax", "passionsr"], "UV", ("fp32",))
+    fp = table[table.method == "FP32"].set_index("dataset").psnr
+    assert fp.to_dict() == {"A": 25.0, "B": 26.0}
+    assert table[table.method == "Theirs"].set_index("dataset").psnr.to_dict() == {"B": 41.0}
+    write_table(table, config.metrics, tmp_path / "t", "T")
+    text = (tmp_path / "t.md").read_text()
+    assert text.index("*A, measured here*") < text.index("*B, measured here*")
+    assert set(pd.read_csv(tmp_path / "t.csv").dataset) == {"A", "B"}
+
+
+def test_parity_by_hand(tmp_path):
+    """Two images: one 5e-4 dB off, one 3e-3 dB; NIQE is relative."""
+    ours = scores(
+        {("x", "W32A32"): {"psnr": [25.0005, 30.003], "niqe": [5.001, 6.0], "ssim": [1, 1]}}
+    )
+    ours["image"] = ours.image.map({0: "a", 1: "b"})
+    log = tmp_path / "log.csv"
+    log.write_text("image,psnr,niqe,extra\na.png,25.0,5.0,1\nb.png,30.0,6.0,1\n")
+    table = compare(ours, log, ["psnr", "ssim", "niqe"]).set_index("metric")
+    assert list(table.index) == ["psnr", "niqe"]
+    assert table.beyond.to_dict() == {"psnr": 1, "niqe": 0}
+    assert table.largest_difference["psnr"] == pytest.approx(3e-3)
+    assert table.largest_difference["niqe"] == pytest.approx(2e-4)
+    assert table.published["psnr"] == 27.5
+    text = to_markdown(table.reset_index(), {"psnr": 25.27, "niqe": 4.355}, "Table 2")
+    assert "1 of 2" in text
+    assert "25.27" in text
+    log.write_text("image,psnr\na.png,25.0\nc.png,30.0\n")
+    with pytest.raises(UserError, match="2 images differ from ours, first: b"):
+        compare(ours, log, ["psnr"])

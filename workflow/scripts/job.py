@@ -1,0 +1,99 @@
+"""One job of the workflow in one process: `job.py JOB --config FILE [--run ID ...]`."""
+
+import argparse
+import errno
+import importlib
+import logging
+import signal
+import sys
+from pathlib import Path
+
+from passionsr.benchmark.config import Config, load_config
+from passionsr.benchmark.timing import Timer
+from passionsr.utils.files import UserError
+from passionsr.utils.memory import keep_freed_memory
+
+# Job -> the function that does it: of the configuration, of one run too, or of several.
+JOBS = {
+    "data": "passionsr.benchmark.jobs.data:make_data",
+    "probe": "passionsr.benchmark.jobs.score:probe_metrics",
+    "reference": "passionsr.benchmark.jobs.infer:reference",
+    "calibrate": "passionsr.benchmark.jobs.calibrate:calibrate",
+    "sensitivity": "passionsr.benchmark.jobs.calibrate:sensitivity",
+    "infer": "passionsr.benchmark.jobs.infer:infer",
+    "score": "passionsr.benchmark.jobs.score:score",
+    "tables": "passionsr.report.tables:write_tables",
+    "table3": "passionsr.report.model_size:write_table3",
+    "figures": "passionsr.report.figures:write_figures",
+    "proof": "passionsr.report.proof:write_proof",
+}
+OF_ONE_RUN, OF_RUNS = ("calibrate", "infer"), ("score",)
+WITH_MODEL = ("reference", "sensitivity", "calibrate", "infer", "table3")
+WITH_TORCH = (*WITH_MODEL[:-1], "score")
+# diffusers imports them where they are installed (pyiqa brings them); its UNet, VAE and scheduler use neither.
+UNUSED = ("transformers", "bitsandbytes")
+NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
+
+
+def imports(job: str) -> None:
+    """What a job needs before it can work, imported first so that the timer can tell it from work."""
+    if job in WITH_MODEL:
+        for name in UNUSED:  # half of what importing diffusers takes
+            sys.modules[name] = None
+        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+    elif job == "score":
+        from passionsr.metrics.weights import use_private_hub
+
+        use_private_hub()
+        import pyiqa  # noqa: F401
+    elif job == "figures":
+        import passionsr.report.figures  # noqa: F401
+
+
+def work(job: str, config: Config, run_ids: list[str]) -> None:
+    """Call the library."""
+    if job in WITH_TORCH:
+        import torch
+
+        torch.set_num_threads(config.threads)
+        if not config.lean:
+            keep_freed_memory()
+    module, _, function = JOBS[job].partition(":")
+    do = getattr(importlib.import_module(module), function)
+    if job in OF_ONE_RUN:
+        (run_id,) = run_ids
+        do(config, config.run(run_id))
+    elif job in OF_RUNS:
+        do(config, run_ids)
+    else:
+        do(config)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("job", choices=JOBS)
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--run", nargs="*", default=[])
+    args = parser.parse_args()
+    # Without this a SIGTERM ends the process where it stands, and temporary files stay.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = load_config(args.config)
+        timer = Timer(config.results, args.job, args.run[0] if args.run else "all")
+        imports(args.job)
+        timer.ready()
+        work(args.job, config, args.run)
+        timer.finish()
+    except UserError as err:
+        raise SystemExit(f"error: {err}") from None
+    except OSError as err:
+        if err.errno not in NOT_OURS:
+            raise
+        raise SystemExit(
+            f"error: {err}: give the results folder room and write permission, then run again"
+        ) from None
+
+
+if __name__ == "__main__":
+    main()
