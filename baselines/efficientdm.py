@@ -36,7 +36,7 @@ from passionsr.calibration.sub_models import (
     parts_of,
     sub_quantizers,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -136,7 +136,7 @@ class EfficientDM:
             else None
         )
         eight_bit = NATIVE_8BIT if native else PASSIONSR_8BIT
-        return swapped(model, scheme, scope, layer, attention, eight_bit)
+        return quantized_copy(model, scheme, scope, layer, attention, eight_bit)
 
     @property
     def _act_form(self) -> Form:
@@ -160,7 +160,7 @@ class EfficientDM:
             fit(groups, partial(_squared_error, sub), pairs, config, log, f"{sub.name}.qalora")
             merge(layers)
             for quantizer in sub_quantizers(sub):
-                quantizer.settle()
+                quantizer.fold_scale_into_bounds()
         return log
 
     def _untrained(self, model: OneStepSR) -> set[nn.Module]:

@@ -32,7 +32,7 @@ from passionsr.calibration.sub_models import (
     softmax_quantizers,
     sub_quantizers,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -116,7 +116,7 @@ class LSQ:
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every layer of the scope and the UNet's attentions swapped."""
         form = Form.AFFINE if self.lsq_plus else Form.LSQ
-        return swapped(
+        return quantized_copy(
             model,
             scheme,
             scope,
@@ -138,7 +138,7 @@ class LSQ:
             groups = self._groups(sub, inputs[0])
             fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.steps")
             for quantizer in sub_quantizers(sub):
-                quantizer.settle()
+                quantizer.fold_scale_into_bounds()
         return log
 
     def _init(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:

@@ -17,7 +17,7 @@ from passionsr.calibration.batches import CalibrationBatch
 from passionsr.calibration.fit import FitLog
 from passionsr.calibration.range_passes import init_ranges
 from passionsr.calibration.sub_models import in_sequence
-from passionsr.methods.base import check_choices, swapped
+from passionsr.methods.base import check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig
@@ -39,7 +39,7 @@ class MinMax:
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every Conv2d / Linear of the scope and the UNet's attentions swapped."""
-        return swapped(
+        return quantized_copy(
             model,
             scheme,
             scope,

@@ -25,7 +25,7 @@ from passionsr.calibration.batches import CalibrationBatch
 from passionsr.calibration.fit import FitLog
 from passionsr.calibration.range_passes import init_ranges
 from passionsr.calibration.sub_models import in_sequence
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig
@@ -80,7 +80,7 @@ class PTQ4DM:
             else None
         )
         eight_bit = PASSIONSR_8BIT if self.exceptions == "passionsr" else NATIVE_8BIT
-        return swapped(model, scheme, scope, layer, attention, eight_bit)
+        return quantized_copy(model, scheme, scope, layer, attention, eight_bit)
 
     def calibrate(
         self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str

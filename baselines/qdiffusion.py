@@ -50,7 +50,7 @@ from passionsr.calibration.sub_models import (
     sub_models,
     weights_only,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, swapped
+from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -131,7 +131,7 @@ class QDiffusion:
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy with every layer swapped, shortcuts split, attention products quantized."""
+        """A copy with every layer quantized_copy, shortcuts split, attention products quantized."""
         splits = shortcut_splits(model.unet) if self.split_shortcut else {}
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
@@ -139,7 +139,7 @@ class QDiffusion:
                 weight_bits=weight_bits, act_bits=act_bits, split=splits.get(name, 0)
             )
 
-        return swapped(
+        return quantized_copy(
             model,
             scheme,
             scope,
@@ -302,4 +302,4 @@ class QDiffusion:
                 f"{sub.name}.steps.{unit.name}",
             )
         for quantizer in found:
-            quantizer.settle()
+            quantizer.fold_scale_into_bounds()

@@ -52,7 +52,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Given:
+class ExternalOutputs:
     """Outputs made elsewhere, scored like a run: folder/<image>.png for every image of `dataset`.
 
     published: per-image scores to compare ours with (CSV: image, then metrics); None if there are none.
@@ -86,14 +86,14 @@ class Config:
     threads: int
     sensitivity: str | None
     posterior: str
-    lean: bool
+    low_memory: bool
     device: str
     memory_mb: int
     expected_layers: dict[str, int]
     digest: str
     datasets: tuple[Dataset, ...] = ()
     photos: Dataset | None = None
-    given: tuple[Given, ...] = ()
+    external_outputs: tuple[ExternalOutputs, ...] = ()
     inference: dict[str, Any] = field(default_factory=dict)
     resize_mismatch: bool = False
 
@@ -208,16 +208,20 @@ def _datasets(specs: Sequence[dict[str, Any]]) -> tuple[Dataset, ...]:
     return found
 
 
-def _given(specs: Sequence[dict[str, Any]], config: Config) -> tuple[Given, ...]:
+def _external_outputs(
+    specs: Sequence[dict[str, Any]], config: Config
+) -> tuple[ExternalOutputs, ...]:
     found = []
     for spec in specs:
         paths = {k: expand(v) for k, v in spec.items() if k in ("folder", "published")}
-        given = Given(**{"title": spec["name"], **spec, **paths})
-        if given.dataset not in {d.name for d in config.datasets}:
-            raise UserError(f"given {given.name}: dataset {given.dataset!r} is not in test")
-        if given.name in {FP32, BICUBIC, *config.entries}:
-            raise UserError(f"given {given.name}: the name is taken")
-        found.append(given)
+        outputs = ExternalOutputs(**{"title": spec["name"], **spec, **paths})
+        if outputs.dataset not in {d.name for d in config.datasets}:
+            raise UserError(
+                f"external_outputs {outputs.name}: dataset {outputs.dataset!r} is not in test"
+            )
+        if outputs.name in {FP32, BICUBIC, *config.entries}:
+            raise UserError(f"external_outputs {outputs.name}: the name is taken")
+        found.append(outputs)
     return tuple(found)
 
 
@@ -255,7 +259,7 @@ def load_config(path: str | Path) -> Config:
         threads=raw.get("threads", 1),
         sensitivity=raw.get("sensitivity"),
         posterior=raw.get("posterior", "mean"),
-        lean=raw.get("lean", False),
+        low_memory=raw.get("low_memory", False),
         device=raw.get("device", "cpu"),
         memory_mb=raw.get("memory_mb", 3000),
         expected_layers=raw.get("expected_layers", {}),
@@ -263,4 +267,6 @@ def load_config(path: str | Path) -> Config:
         resize_mismatch=raw.get("resize_mismatch", False),
         digest=hashlib.sha256(json.dumps([raw, budget], sort_keys=True).encode()).hexdigest()[:16],
     )
-    return replace(config, given=_given(raw.get("given", []), config))
+    return replace(
+        config, external_outputs=_external_outputs(raw.get("external_outputs", []), config)
+    )

@@ -19,10 +19,10 @@ def missing_inputs(config: Config) -> list[str]:
             f"make it: passionsr import-osediff {config.model} --checkpoint osediff.pkl (README: paper scale)"
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
-    for given in config.given:
-        if not any(given.folder.glob("*.png")):
+    for outputs in config.external_outputs:
+        if not any(outputs.folder.glob("*.png")):
             missing.append(
-                f"given {given.name}: no PNG images in {given.folder}: set its `folder:`"
+                f"external_outputs {outputs.name}: no PNG images in {outputs.folder}: set its `folder:`"
             )
     return missing
 

@@ -1,6 +1,6 @@
 """Calibration that survives a kill: the result of every finished stage is kept until the run is done.
 
-A stage (a fit, a range pass) is a call of `once`. A restarted calibration makes the same calls in the same order; those
+A stage (a fit, a range pass) is a call of `checkpointed`. A restarted calibration makes the same calls in the same order; those
 that an earlier attempt finished get their tensors, their log rows and the random state from disk instead of work, so
 the final artifact has the bytes of an undisturbed run. Outside `resumable` nothing is kept.
 
@@ -163,7 +163,7 @@ def forget(folder: Path) -> None:
         folder.parent.rmdir()
 
 
-def once(stage: str, tensors: Sequence[Tensor], work: Callable[[], Any]) -> Any:
+def checkpointed(stage: str, tensors: Sequence[Tensor], work: Callable[[], Any]) -> Any:
     """Run `work`, unless an earlier attempt finished it; what it returns (JSON values).
 
     work: changes `tensors` in place, and nothing else that lasts but random state.

@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from passionsr.calibration.checkpoints import once
+from passionsr.calibration.checkpoints import checkpointed
 from passionsr.utils.system import peak_mib
 
 progress = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ def fit(
         train(groups, loss_fn, batches, config, own, stage, regulariser)
         return {"rows": own.rows, "stages": own.stages}
 
-    made = once(stage, [p for group in groups for p in group.params], work)
+    made = checkpointed(stage, [p for group in groups for p in group.params], work)
     log.rows += made["rows"]
     log.stages += made["stages"]
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from passionsr.calibration.checkpoints import once
+from passionsr.calibration.checkpoints import checkpointed
 from passionsr.calibration.sub_models import (
     SubModel,
     _all,
@@ -24,13 +24,13 @@ from passionsr.quantization.observers import RangeMode
 from passionsr.quantization.quantizer import Finder, Quantizer, observing
 
 
-def _once_per_call(function: Callable[..., None]) -> Callable[..., None]:
+def _checkpointed_call(function: Callable[..., None]) -> Callable[..., None]:
     """A function of a sub-model that sets its bounds becomes a stage that a restart does not repeat."""
 
     @functools.wraps(function)
     def stage(sub: SubModel, *args: Any, **kwargs: Any) -> None:
         bounds = [bound for q in sub_quantizers(sub) for bound in (q.lower, q.upper)]
-        once(f"{sub.name}.ranges", bounds, lambda: function(sub, *args, **kwargs))
+        checkpointed(f"{sub.name}.ranges", bounds, lambda: function(sub, *args, **kwargs))
 
     return stage
 
@@ -64,7 +64,7 @@ def set_ranges(
 
 
 # Inside a fit `set_ranges`; as a step of a calibration this.
-init_ranges = _once_per_call(set_ranges)
+init_ranges = _checkpointed_call(set_ranges)
 
 
 @torch.no_grad()

@@ -37,7 +37,7 @@ class Method(Protocol):
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy of the float model with layers swapped; `model` itself is changed only where it is lean."""
+        """A copy of the float model with layers swapped; `model` itself is changed only where it is `low_memory`."""
         ...
 
     def calibrate(
@@ -93,7 +93,7 @@ def layers_matching(model: OneStepSR, scope: str, patterns: Patterns) -> set[str
     return match_patterns(names, [p for part in check_scope(scope) for p in patterns[part]])
 
 
-def swapped(
+def quantized_copy(
     model: OneStepSR,
     scheme: Scheme,
     scope: str,
@@ -103,13 +103,13 @@ def swapped(
 ) -> tuple[OneStepSR, list[SwapRow]]:
     """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
 
-    A lean model is given up by its caller and swapped in place: no second copy of the weights.
+    A low_memory model is given up by its caller and swapped in place: no second copy of the weights.
 
     configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer float. The bits are
     the scheme's, and at least 8 where `eight_bit` matches. attention: None leaves the products float.
     """
-    copy = (model if model.lean else deepcopy(model)).eval().requires_grad_(False)
-    if copy.lean:
+    copy = (model if model.low_memory else deepcopy(model)).eval().requires_grad_(False)
+    if copy.low_memory:
         copy.unet.enable_gradient_checkpointing()
         copy.vae.enable_gradient_checkpointing()
     exceptions = layers_matching(copy, scope, eight_bit)
@@ -122,7 +122,7 @@ def swapped(
     report = swap_layers(copy, scope, layer)
     if attention is not None:
         report += swap_attention(copy, attention)
-    keep_weights(copy, not copy.lean)
+    keep_weights(copy, not copy.low_memory)
     return copy, report
 
 

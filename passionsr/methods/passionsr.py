@@ -28,7 +28,7 @@ from passionsr.calibration.batches import CalibrationBatch
 from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
 from passionsr.calibration.range_passes import init_let, init_ranges, set_ranges
 from passionsr.calibration.sub_models import SubModel, in_sequence, mse_to, parts_of, sub_quantizers
-from passionsr.methods.base import check_choices, swapped
+from passionsr.methods.base import check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.equivalent_transform import ChannelTransform, LearnedScale, ScaleInit
@@ -129,9 +129,9 @@ class PassionSR:
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
         form = Form(self.lbq_form)
-        if form is Form.INT_ZP_STALE and model.lean:
+        if form is Form.INT_ZP_STALE and model.low_memory:
             raise UserError(
-                "lbq_form int_zp_stale remembers its last forward, which a lean model runs twice: set lean: false"
+                "lbq_form int_zp_stale remembers its last forward, which a low_memory model runs twice: set low_memory: false"
             )
         tokens = self._attention_tokens(model) if self.let else {}
 
@@ -156,7 +156,7 @@ class PassionSR:
                 let_tokens=tokens.get(name),
             )
 
-        return swapped(model, scheme, scope, layer, attention)
+        return quantized_copy(model, scheme, scope, layer, attention)
 
     def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
         """Key tokens per attention: the context's length, or what one pass at let_latent_size shows."""

@@ -43,8 +43,8 @@ class OneStepSR(nn.Module):
 
     posterior: Posterior = "mean"
     # Memory before speed, for models of the paper's size: a method may wrap this very model in place of a copy, its blocks
-    # are recomputed in the backward pass and quantized weights are not kept (see method.swapped).
-    lean: bool = False
+    # are recomputed in the backward pass and quantized weights are not kept (see quantized_copy).
+    low_memory: bool = False
 
     def __init__(
         self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None

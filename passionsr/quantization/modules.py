@@ -28,7 +28,7 @@ def keep_weights(module: nn.Module, keep: bool) -> None:
 def freeze(module: nn.Module, empty: bool = False) -> None:
     """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase; empty: see `QuantizedLayer.freeze`."""
     for quantizer in quantizers(module):
-        quantizer.settle()
+        quantizer.fold_scale_into_bounds()
     for part in quantized_modules(module):
         if isinstance(part, QuantizedLayer):
             part.freeze(empty)

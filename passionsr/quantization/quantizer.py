@@ -70,10 +70,10 @@ class Quantizer(nn.Module):
         self.observer: RangeObserver | None = None
         self.find: Finder | None = None
         self._previous_scale: Tensor | None = None
-        self.settled = False
+        self.folded = False
 
     def learn_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Make (scale, zero_point) the parameters instead of the bounds, until `settle`.
+        """Make (scale, zero_point) the parameters instead of the bounds, until `fold_scale_into_bounds`.
 
         Standard sign: lower = -zero_point * scale, upper = (n - zero_point) * scale, so the gradients of the
         bounds become those of LSQ, Q-Diffusion and EfficientDM. A zero point that is learned is rounded
@@ -86,9 +86,9 @@ class Quantizer(nn.Module):
         return self.scale, self.zero_point
 
     @torch.no_grad()
-    def settle(self) -> None:
+    def fold_scale_into_bounds(self) -> None:
         """End of training: what `learn_scale` learned becomes the bounds, a stale zero point is forgotten."""
-        self.settled = True
+        self.folded = True
         lower, upper = self.bounds()
         self.lower.copy_(lower)
         self.upper.copy_(upper)
@@ -203,7 +203,7 @@ class Quantizer(nn.Module):
     @property
     def is_stale(self) -> bool:
         """Whether the zero point moves with every forward pass."""
-        return self.spec.form is Form.INT_ZP_STALE and not self.settled
+        return self.spec.form is Form.INT_ZP_STALE and not self.folded
 
     @property
     def is_pure(self) -> bool:

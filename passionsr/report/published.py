@@ -82,18 +82,18 @@ def published_block(config: Config) -> tuple[pd.DataFrame | None, str]:
 
 
 def write_parity(config: Config, folder: Path) -> None:
-    """parity.csv and parity.md: our scores of given outputs next to the published ones, over all images."""
+    """parity.csv and parity.md: our scores of external outputs next to the published ones, over all images."""
     table2 = published_rows(config.metrics)
     frames, markdown = [], []
-    for given in config.given:
-        markdown += [f"**Metric parity ({config.name}): {given.title}, {given.dataset}**", ""]
-        if given.published is None or not given.published.is_file():
-            markdown += [f"No published scores to compare with ({given.published}).", ""]
+    for outputs in config.external_outputs:
+        markdown += [f"**Metric parity ({config.name}): {outputs.title}, {outputs.dataset}**", ""]
+        if outputs.published is None or not outputs.published.is_file():
+            markdown += [f"No published scores to compare with ({outputs.published}).", ""]
             continue
-        own = compare(read_scores(config, given.name), given.published, config.metrics)
-        frames.append(own.assign(given=given.name, dataset=given.dataset))
+        own = compare(read_scores(config, outputs.name), outputs.published, config.metrics)
+        frames.append(own.assign(outputs=outputs.name, dataset=outputs.dataset))
         row = {}
-        full = given.dataset.split("_crop")[0]
+        full = outputs.dataset.split("_crop")[0]
         if table2 is not None:
             match = table2[(table2.dataset == full) & (table2.method == "OSEDiff")]
             row = {} if match.empty else match.iloc[0].to_dict()

@@ -14,15 +14,15 @@ from passionsr.utils.files import read_json
 def load_scores(config: Config) -> pd.DataFrame:
     """All scores of a configuration, one row per number; `value` is NaN where not available.
 
-    Of given outputs, which cover their whole dataset, the images that the runs were tested on.
+    Of external outputs, which cover their whole dataset, the images that the runs were tested on.
     """
-    given = [g.name for g in config.given]
-    run_ids = [BICUBIC, FP32, *given, *(run.run_id for run in config.runs)]
+    external = [g.name for g in config.external_outputs]
+    run_ids = [BICUBIC, FP32, *external, *(run.run_id for run in config.runs)]
     frames = [read_scores(config, run_id) for run_id in run_ids]
     tested = set(zip(frames[1].dataset, frames[1].image, strict=True))
     scores = pd.concat(frames, ignore_index=True)
     keys = pd.Series(zip(scores.dataset, scores.image, strict=True), index=scores.index)
-    return scores[~scores.run_id.isin(given) | keys.isin(tested)]
+    return scores[~scores.run_id.isin(external) | keys.isin(tested)]
 
 
 def read_scores(config: Config, run_id: str) -> pd.DataFrame:

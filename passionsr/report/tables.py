@@ -51,7 +51,7 @@ def build(
         key=lambda scheme: -parse_scheme(scheme).weight_bits,
     )
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
-    titles |= {g.name: g.title for g in config.given}
+    titles |= {g.name: g.title for g in config.external_outputs}
     for scheme in ["W32A32", *schemes]:
         wanted = references if scheme == "W32A32" else methods
         here = "UV" if scheme == "W32A32" else scope
@@ -94,9 +94,9 @@ def build_all(
         return build(config, scores, methods, scope, references).assign(dataset=EMBEDDED)
     parts = []
     for dataset in config.datasets:
-        given = [g.name for g in config.given if g.dataset == dataset.name]
+        external = [g.name for g in config.external_outputs if g.dataset == dataset.name]
         own = scores[scores.dataset == dataset.name]
-        part = build(config, own, methods, scope, [*references, *given])
+        part = build(config, own, methods, scope, [*references, *external])
         parts.append(part.assign(dataset=dataset.name))
     return pd.concat(parts, ignore_index=True)
 
@@ -191,7 +191,7 @@ def write_tables(config: Config) -> None:
     write_table(
         rows(used, "U", FP32), config.metrics, folder / "unet_only", f"UNet only ({config.name})"
     )
-    if config.given:
+    if config.external_outputs:
         write_parity(config, folder)
     summary: dict[str, Any] = {}
     for (scheme, scope, method), row in mean_scores(scores, config.metrics).iterrows():

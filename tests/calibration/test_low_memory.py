@@ -1,4 +1,4 @@
-"""Memory before speed (config key `lean`) and the full-size configuration: same numbers, no second copy."""
+"""Memory before speed (config key `low_memory`) and the full-size configuration: same numbers, no second copy."""
 
 import copy
 import json
@@ -79,32 +79,32 @@ def test_batches_of_the_cpu_serve_a_model_elsewhere(scope, tiny, tiny_batches):
 def test_lean_gives_the_same_bytes(name, tiny, tmp_path):
     """Recomputed blocks, weights quantized at every forward, no copy, batches in files: nothing of it may change a number."""
     digests = []
-    for lean in (False, True):
+    for low_memory in (False, True):
         teacher = copy.deepcopy(tiny)
-        batches = batches_in(teacher, tmp_path / "teacher" if lean else None)
-        teacher.lean = lean
+        batches = batches_in(teacher, tmp_path / "teacher" if low_memory else None)
+        teacher.low_memory = low_memory
         model, _, _ = quantize_model(build(name), teacher, W6A6, "UV", batches)
-        assert (model is teacher) == lean
-        save_quantized(model, tmp_path / str(lean), {})
-        digests.append(sha256_file(tmp_path / str(lean) / "model.safetensors"))
+        assert (model is teacher) == low_memory
+        save_quantized(model, tmp_path / str(low_memory), {})
+        digests.append(sha256_file(tmp_path / str(low_memory) / "model.safetensors"))
     assert digests[0] == digests[1]
 
 
 def test_lean_makes_no_second_copy_of_the_weights(tiny):
     """The swapped layers hold the very memory of the float ones; an ordinary model is copied."""
-    for lean in (False, True):
+    for low_memory in (False, True):
         teacher = copy.deepcopy(tiny)
-        teacher.lean = lean
+        teacher.low_memory = low_memory
         before = {n: m.weight.data_ptr() for n, m in match_layers(teacher, "UV")}
         model, _ = PassionSR().prepare(teacher, W6A6, "UV")
         after = {n: m.weight.data_ptr() for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}  # fmt: skip
         assert after.keys() == before.keys()
-        assert all((after[n] == before[n]) == lean for n in before)
+        assert all((after[n] == before[n]) == low_memory for n in before)
 
 
 def test_lean_keeps_no_quantized_weight(tiny, tiny_batches):
     teacher = copy.deepcopy(tiny)
-    teacher.lean = True
+    teacher.low_memory = True
     model, _, _ = quantize_model(build("minmax"), teacher, W6A6, "UV", tiny_batches)
     with torch.no_grad():
         model(tiny_batches[0].image)
@@ -118,8 +118,8 @@ def test_lean_keeps_no_quantized_weight(tiny, tiny_batches):
 def test_a_form_with_memory_is_refused(tiny):
     """Its second forward differs from its first, and checkpointing runs both."""
     teacher = copy.deepcopy(tiny)
-    teacher.lean = True
-    with pytest.raises(UserError, match="set lean: false"):
+    teacher.low_memory = True
+    with pytest.raises(UserError, match="set low_memory: false"):
         PassionSR(lbq_form="int_zp_stale").prepare(teacher, W6A6, "UV")
 
 
@@ -197,7 +197,9 @@ def test_absent_device_is_one_clear_line(tiny):
 def test_proof_table(tmp_path, monkeypatch):
     """From a real (tiny) run's records: phases, stages, counts; what is not finished is named."""
     config = load_config("config/test.yaml")
-    config = replace(config, lean=True, limits={"test": 1, "calibration": 2}, name="prooftest")
+    config = replace(
+        config, low_memory=True, limits={"test": 1, "calibration": 2}, name="prooftest"
+    )
     monkeypatch.setattr(type(config), "results", property(lambda c: tmp_path / c.name))
     make_data(config)
     run = next(r for r in config.runs if r.method == "passionsr")

@@ -253,7 +253,9 @@ def local(tmp_path, monkeypatch):
         "list": str(tmp_path / "crops.tsv"),
         "photos": {"name": "photos", "folder": str(tmp_path / "photos"), "hr": "*.png"},
     }
-    raw["given"] = [{"name": "theirs", "dataset": "a", "folder": str(tmp_path / "given")}]
+    raw["external_outputs"] = [
+        {"name": "theirs", "dataset": "a", "folder": str(tmp_path / "given")}
+    ]
 
     def load(**changes):
         path = tmp_path / "c.yaml"
@@ -301,7 +303,7 @@ def test_everything_missing_is_one_list(local, tmp_path):
         config,
         datasets=tuple(replace(d, folder=tmp_path / "gone") for d in config.datasets),
         photos=dataset_from({"dataset": "DIV2K_train"}),
-        given=(replace(config.given[0], folder=tmp_path / "gone"),),
+        external_outputs=(replace(config.external_outputs[0], folder=tmp_path / "gone"),),
     )
     lines = missing_inputs(gone)
     assert len(lines) == 5
@@ -309,7 +311,7 @@ def test_everything_missing_is_one_list(local, tmp_path):
     assert "dataset a: no images in" in lines[1]
     assert "dataset b: no images in" in lines[2]
     assert "run `passionsr fetch DIV2K_train`, or set `folder:`" in lines[3]
-    assert lines[4].startswith("given theirs: no PNG images in")
+    assert lines[4].startswith("external_outputs theirs: no PNG images in")
     report = missing_report("c.yaml", lines)
     assert report.startswith("c.yaml: 5 inputs are missing")
     assert report.count("\n  - ") == 5
@@ -321,8 +323,8 @@ def test_everything_missing_is_one_list(local, tmp_path):
         ({"test": [{"name": "p", "folder": "x", "hr": "*.png"}]}, "a test set needs LR images"),
         ({"test": [{"dataset": "RealSR"}, {"dataset": "RealSR"}]}, "two datasets have the same name"),
         ({"test": [{"datasett": "RealSR"}]}, "is not valid under any"),
-        ({"given": [{"name": "x", "dataset": "zz", "folder": "x"}]}, "dataset 'zz' is not in test"),
-        ({"given": [{"name": "fp32", "dataset": "a", "folder": "x"}]}, "the name is taken"),
+        ({"external_outputs": [{"name": "x", "dataset": "zz", "folder": "x"}]}, "dataset 'zz' is not in test"),
+        ({"external_outputs": [{"name": "fp32", "dataset": "a", "folder": "x"}]}, "the name is taken"),
         ({"calibration": {"list": "x"}}, "is not valid under any"),
     ],
 )  # fmt: skip

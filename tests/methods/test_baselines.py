@@ -354,7 +354,7 @@ def test_qalora_vectors(shared, name, base):
         assert torch.equal(codes, v["w_int"])
         assert relative(out, v["out"]) < 1e-5
     merge([layer])
-    layer.weight_quantizer.settle()
+    layer.weight_quantizer.fold_scale_into_bounds()
     assert torch.equal(layer.weight_quantizer.codes(layer.weight).long(), codes)
 
 

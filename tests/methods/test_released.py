@@ -64,7 +64,7 @@ def test_a_quantizer_remembers_the_last_scale_until_it_settles():
     stale = quantizer(x)
     fresh = quantizer(x)
     assert not torch.equal(stale, fresh)
-    quantizer.settle()
+    quantizer.fold_scale_into_bounds()
     assert torch.equal(quantizer(x), fresh)
     assert torch.equal(quantizer(x), fresh)
     assert not torch.equal(first, fresh)

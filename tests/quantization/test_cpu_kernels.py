@@ -35,7 +35,7 @@ LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
 def quantizer_of(layout, form, dtype, bits=4):
     _, options, channels = LAYOUTS[layout]
     quantizer = Quantizer(QuantSpec(bits=bits, form=form, **options), channels).to(dtype)
-    quantizer.settled = True  # a stale zero point is one of training
+    quantizer.folded = True  # a stale zero point is one of training
     return quantizer
 
 

@@ -286,7 +286,7 @@ def test_settle_keeps_the_function():
         scale.mul_(0.8)
         zero_point.add_(0.3)
         before = quantizer(x)
-        quantizer.settle()
+        quantizer.fold_scale_into_bounds()
         assert quantizer.scale is None
         assert torch.equal(quantizer(x), before)
     with set_phase(quantizer, Phase.FLOAT):

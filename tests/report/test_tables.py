@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from passionsr.benchmark.config import Given, load_config
+from passionsr.benchmark.config import load_config
 from passionsr.data.datasets import Dataset
 from passionsr.report.pages import fill
 from passionsr.report.parity import compare, to_markdown
@@ -265,7 +265,11 @@ def test_several_datasets_give_a_block_each(config, tmp_path):
         ]
     )
     sets = tuple(Dataset(n, tmp_path, "*.png", "*.png") for n in "AB")
-    config = replace(config, datasets=sets, given=(Given("theirs", "Theirs", "B", tmp_path),))
+    config = replace(
+        config,
+        datasets=sets,
+        external_outputs=(ExternalOutputs("theirs", "Theirs", "B", tmp_path),),
+    )
     table = build_all(config, both, ["minmax", "passionsr"], "UV", ("fp32",))
     fp = table[table.method == "FP32"].set_index("dataset").psnr
     assert fp.to_dict() == {"A": 25.0, "B": 26.0}

@@ -62,8 +62,8 @@ TABLES = [
     for name in CFG.tables
     for suffix in ("csv", "md", "tex")
 ] + [f"{RESULTS}/tables/cost.md", f"{RESULTS}/tables/summary.json"]
-GIVEN = [given.name for given in CFG.given]
-if GIVEN:
+EXTERNAL = [e.name for e in CFG.external_outputs]
+if EXTERNAL:
     TABLES += [f"{RESULTS}/tables/parity.{suffix}" for suffix in ("csv", "md")]
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
 FIGURES = [

@@ -7,7 +7,7 @@ PRODUCTS = {
     "calibrate": expand(rules.calibrate.output, run=RUNS) + SENSITIVITY,
     "infer": expand(rules.infer.output, run=RUNS),
     "score": [f"{RESULTS}/metrics.json"]
-    + [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
+    + [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *EXTERNAL, *RUNS]],
     "report": TABLES + TABLE3 + FIGURES,
 }
 # dvc_stage.py deletes what a smaller grid no longer asks for, and learns here what that is.

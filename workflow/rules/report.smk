@@ -32,25 +32,25 @@ for scheme, members in SCORE_GROUPS.items():
             f"{JOB} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
 
 
-rule score_given:
+rule score_external:
     """Outputs made elsewhere, over their whole dataset."""
     input:
         metrics=f"{RESULTS}/metrics.json",
         data=[str(path) for path in TEST],
         images=lambda wildcards: sorted(
             str(p)
-            for g in CFG.given
-            if g.name == wildcards.given
-            for p in g.folder.glob("*.png")
+            for e in CFG.external_outputs
+            if e.name == wildcards.external
+            for p in e.folder.glob("*.png")
         ),
     output:
-        f"{RESULTS}/scores/{{given}}.csv",
+        f"{RESULTS}/scores/{{external}}.csv",
     log:
-        f"{RESULTS}/logs/score-{{given}}.log",
+        f"{RESULTS}/logs/score-{{external}}.log",
     benchmark:
-        f"{RESULTS}/benchmarks/score-{{given}}.tsv"
+        f"{RESULTS}/benchmarks/score-{{external}}.tsv"
     wildcard_constraints:
-        given="|".join(GIVEN) or "(?!)",
+        external="|".join(EXTERNAL) or "(?!)",
     retries: 1
     threads: CFG.threads
     resources:
@@ -60,12 +60,12 @@ rule score_given:
         metrics=list(CFG.metrics),
         resize=CFG.resize_mismatch,
     shell:
-        f"{JOB} score --config {CONFIG_FILE} --run {{wildcards.given}} > {{log}} 2>&1"
+        f"{JOB} score --config {CONFIG_FILE} --run {{wildcards.external}} > {{log}} 2>&1"
 
 
 rule tables:
     input:
-        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *GIVEN, *RUNS]],
+        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *EXTERNAL, *RUNS]],
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,

@@ -40,7 +40,7 @@ def rules(stage: str, config: Config) -> list[str]:
         "reference": ["reference"],
         "calibrate": ["calibrate", "sensitivity"],
         "infer": ["infer"],
-        "score": ["metric_weights", "score_given", *(f"score_{scheme}" for scheme in schemes)],
+        "score": ["metric_weights", "score_external", *(f"score_{scheme}" for scheme in schemes)],
         "report": ["tables", "table3", "figures"],
     }[stage]
 

@@ -56,7 +56,7 @@ def work(job: str, config: Config, run_ids: list[str]) -> None:
         import torch
 
         torch.set_num_threads(config.threads)
-        if not config.lean:
+        if not config.low_memory:
             keep_freed_memory()
     module, _, function = JOBS[job].partition(":")
     do = getattr(importlib.import_module(module), function)

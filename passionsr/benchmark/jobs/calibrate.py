@@ -87,10 +87,12 @@ def calibrate(config: Config, run: Run) -> None:
     imported = peak_mib()
     phases.end("load")
     # Where memory is short, the GPU's too: 500 images of 512 px and their outputs are 5 GB.
-    folder = kept / "teacher" if config.lean or config.device != "cpu" else None
+    folder = kept / "teacher" if config.low_memory or config.device != "cpu" else None
     batches = make_batches(teacher, images, config.batch_size, run.seed, targets, folder)
     phases.end("float outputs")
-    teacher.lean = config.lean  # its outputs are in the batches; from here on it may be taken apart
+    teacher.low_memory = (
+        config.low_memory
+    )  # its outputs are in the batches; from here on it may be taken apart
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
     tensors = [t for batch in batches for t in vars(batch).values()]
     code = job_code("benchmark.jobs.calibrate") + method_code(entry.target)

@@ -59,7 +59,7 @@ def infer(config: Config, run: Run) -> None:
     from passionsr.quantization.modules import keep_weights
 
     model = to_device(load_quantized(run_folder(config, run.run_id) / "artifact"), config)
-    if config.lean:
+    if config.low_memory:
         keep_weights(model, False)
     model.posterior = config.posterior
     write_images(model, tested_pairs(config), image_folder(config, run.run_id), config.inference)

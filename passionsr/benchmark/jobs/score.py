@@ -50,7 +50,7 @@ SCORE_COLUMNS = (
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:
-    """scores/<run_id>.csv of every run given: one row per number, empty where a metric is not available."""
+    """scores/<run_id>.csv of every run: one row per number, empty where a metric is not available."""
     from passionsr.metrics.suite import MetricSuite
 
     reasons = read_json(config.results / "metrics.json")
@@ -91,13 +91,13 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
 def scored_outputs(config: Config, run_id: str) -> list[tuple[ImagePair, Path, Path | None]]:
     """(pair, output, float model's output or None) of everything that is scored for a run.
 
-    Given outputs cover their whole dataset and come from another model: there is no float output to compare with.
+    External outputs cover their whole dataset and come from another model: there is no float output to compare with.
     Raises UserError if an output is not the one that the run made.
     """
-    given = {g.name: g for g in config.given}.get(run_id)
-    if given:
-        pairs = read_sheet(sheet(config, given.dataset))
-        return [(pair, given.folder / f"{pair.image}.png", None) for pair in pairs]
+    external = {g.name: g for g in config.external_outputs}.get(run_id)
+    if external:
+        pairs = read_sheet(sheet(config, external.dataset))
+        return [(pair, external.folder / f"{pair.image}.png", None) for pair in pairs]
     check_image_lists(config, run_id)
     images, floats = (image_folder(config, r) for r in (run_id, FP32))
     return [
