@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from passionsr.benchmark.config import Config
-from passionsr.benchmark.paths import image_folder, tested_pairs
+from passionsr.benchmark.paths import image_folder, pairs_to_test
 from passionsr.utils.files import check_sha256, sha256_file, write_text
 
 
 def write_image_lists(config: Config, run_id: str) -> None:
     """Per dataset, name and sha256 of each output: written last, so that it stands for all of them."""
     folder = image_folder(config, run_id)
-    pairs = tested_pairs(config)
+    pairs = pairs_to_test(config)
     for dataset in config.datasets:
         files = {p.image: folder / f"{p.name}.png" for p in pairs if p.dataset == dataset.name}
         rows = [f"{image}\t{sha256_file(path)}\n" for image, path in files.items()]

@@ -41,7 +41,7 @@ def sensitivity_file(config: Config) -> Path:
     return config.results / "runs" / "sensitivity.csv"
 
 
-def tested_pairs(config: Config) -> list[ImagePair]:
+def pairs_to_test(config: Config) -> list[ImagePair]:
     """The test pairs of this configuration; of datasets, what the data stage found."""
     limit = config.limits.get("test")
     if config.test:
@@ -60,7 +60,7 @@ def calibration_pairs(config: Config) -> list[ImagePair]:
 def data_files(config: Config) -> tuple[list[Path], list[Path]]:
     """What the data stage makes and others read, (test, calibration): known before any data is there."""
     if config.test:
-        test = [path for pair in tested_pairs(config) for path in (pair.hr, pair.lr)]
+        test = [path for pair in pairs_to_test(config) for path in (pair.hr, pair.lr)]
     else:
         test = [sheet(config, d.name) for d in config.datasets]
     if config.photos:
@@ -72,7 +72,7 @@ def image_files(config: Config, run_id: str) -> list[Path]:
     """What tells that a run's images are there: the images, or a list of them per dataset."""
     folder = image_folder(config, run_id)
     if config.test:
-        return [folder / f"{pair.name}.png" for pair in tested_pairs(config)]
+        return [folder / f"{pair.name}.png" for pair in pairs_to_test(config)]
     return [folder / f"{d.name}.tsv" for d in config.datasets]
 
 

@@ -25,7 +25,7 @@ from typing import Any
 from tabulate import tabulate
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
-from passionsr.benchmark.paths import calibration_pairs, image_folder, run_folder, tested_pairs
+from passionsr.benchmark.paths import calibration_pairs, image_folder, pairs_to_test, run_folder
 from passionsr.benchmark.timing import TIMING
 from passionsr.data.crops import read_crops
 from passionsr.utils.files import UserError, read_json, write_text
@@ -244,7 +244,7 @@ def _span(seconds: float) -> str:
 def _test_count(config: Config) -> int:
     """Test images: those that are there, else the counts that the datasets must have."""
     try:
-        return len(tested_pairs(config))
+        return len(pairs_to_test(config))
     except (UserError, OSError) as err:
         counts = [d.count for d in config.datasets]
         if config.test or None in counts:
@@ -318,7 +318,7 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
 
 def record(config: Config, times: Path, source: str) -> int:
     """Replace this model's rows in a times file by the means of its finished run; the number of rows."""
-    jobs = build_jobs(config, len(tested_pairs(config)), len(calibration_pairs(config)))
+    jobs = build_jobs(config, len(pairs_to_test(config)), len(calibration_pairs(config)))
     groups = defaultdict(list)
     for job in jobs.values():
         path = config.results / TIMING / f"{job.label}.json"

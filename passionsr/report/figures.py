@@ -17,10 +17,10 @@ from matplotlib.patches import Rectangle
 from passionsr.benchmark.config import FP32, Config, Run
 from passionsr.benchmark.paths import (
     image_folder,
+    pairs_to_test,
     run_folder,
     scores_file,
     sensitivity_file,
-    tested_pairs,
 )
 from passionsr.data.datasets import ImagePair
 from passionsr.data.images import SCALE, read_uint8
@@ -228,7 +228,7 @@ def write_figures(config: Config) -> None:
     """
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
-    everything = tested_pairs(config)
+    everything = pairs_to_test(config)
     pairs = everything[2::SHOWN][:SHOWN] or everything[:SHOWN]
     first_seed = min(r.seed for r in config.runs)
     every_seed = [

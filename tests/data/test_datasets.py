@@ -19,7 +19,7 @@ from passionsr.benchmark.paths import (
     data_files,
     image_files,
     image_folder,
-    tested_pairs,
+    pairs_to_test,
 )
 from passionsr.data.crops import RelativeCrop, draw_crops, read_crops, write_crops
 from passionsr.data.datasets import (
@@ -272,7 +272,7 @@ def test_data_stage_writes_sheets_and_crops(local):
     make_data(config)
     test, calibration = data_files(config)
     assert all(path.is_file() for path in test + calibration)
-    names = [p.name for p in tested_pairs(config)]
+    names = [p.name for p in pairs_to_test(config)]
     assert names == ["a/0801x4", "a/0802x4", "b/0801x4", "b/0802x4"]  # limit 2, per dataset
     (pair,) = calibration_pairs(config)
     assert read_uint8(pair.hr).shape == (32, 32, 3)
@@ -286,7 +286,7 @@ def test_data_stage_writes_sheets_and_crops(local):
 def test_a_changed_output_is_not_scored(local):
     config = local()
     make_data(config)
-    pairs = tested_pairs(config)
+    pairs = pairs_to_test(config)
     for pair in pairs:
         image(image_folder(config, "fp32") / f"{pair.name}.png", 32, 48)
     write_image_lists(config, "fp32")

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from passionsr.benchmark.config import load_config
+from passionsr.benchmark.config import ExternalOutputs, load_config
 from passionsr.data.datasets import Dataset
 from passionsr.report.pages import fill
 from passionsr.report.parity import compare, to_markdown

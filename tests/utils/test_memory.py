@@ -16,7 +16,7 @@ FAULTS = (
     LIBC
     + """
 import resource, sys
-from passionsr.memory import keep_freed_memory
+from passionsr.utils.memory import keep_freed_memory
 if sys.argv[1] == "keep" and not keep_freed_memory():
     print("no glibc")
     raise SystemExit
@@ -47,7 +47,7 @@ def test_a_freed_block_is_used_again():
 GIVEN_BACK = (
     LIBC
     + """
-from passionsr.memory import give_back_freed_memory, keep_freed_memory
+from passionsr.utils.memory import give_back_freed_memory, keep_freed_memory
 if not keep_freed_memory():
     print("no glibc")
     raise SystemExit

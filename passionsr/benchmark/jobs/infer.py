@@ -18,8 +18,8 @@ from passionsr.benchmark.float_model import load_float_model, to_device
 from passionsr.benchmark.image_lists import write_image_lists
 from passionsr.benchmark.paths import (
     image_folder,
+    pairs_to_test,
     run_folder,
-    tested_pairs,
 )
 
 log = logging.getLogger(__name__)
@@ -42,7 +42,7 @@ def write_images(
 
 def reference(config: Config) -> None:
     """Outputs of the float model, and of plain bicubic upscaling."""
-    pairs = tested_pairs(config)
+    pairs = pairs_to_test(config)
     for pair in pairs:
         lr, _ = read_pair(pair)
         write_uint8(image_folder(config, BICUBIC) / f"{pair.name}.png", upscale(lr))
@@ -62,5 +62,5 @@ def infer(config: Config, run: Run) -> None:
     if config.low_memory:
         keep_weights(model, False)
     model.posterior = config.posterior
-    write_images(model, tested_pairs(config), image_folder(config, run.run_id), config.inference)
+    write_images(model, pairs_to_test(config), image_folder(config, run.run_id), config.inference)
     write_image_lists(config, run.run_id)

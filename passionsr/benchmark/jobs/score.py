@@ -10,7 +10,7 @@ from pathlib import Path
 
 from passionsr.benchmark.config import FP32, Config, Run
 from passionsr.benchmark.image_lists import check_image_lists
-from passionsr.benchmark.paths import image_folder, scores_file, sheet, tested_pairs
+from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, sheet
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
 from passionsr.data.images import read_uint8
 from passionsr.utils.files import (
@@ -102,5 +102,5 @@ def scored_outputs(config: Config, run_id: str) -> list[tuple[ImagePair, Path, P
     images, floats = (image_folder(config, r) for r in (run_id, FP32))
     return [
         (pair, images / f"{pair.name}.png", None if run_id == FP32 else floats / f"{pair.name}.png")
-        for pair in tested_pairs(config)
+        for pair in pairs_to_test(config)
     ]
