@@ -11,7 +11,6 @@ include: "workflow/rules/quantize.smk"
 include: "workflow/rules/report.smk"
 include: "workflow/rules/cost.smk"
 include: "workflow/rules/proof.smk"
-include: "workflow/rules/products.smk"
 
 
 # Seconds each: on a cluster they stay where Snakemake runs (where a download is possible, too).

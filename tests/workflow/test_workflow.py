@@ -160,7 +160,7 @@ def test_an_artifact_of_another_configuration_is_refused(finished):
     path.write_text(json.dumps({**json.loads(before), "run_digest": "0" * 16}))
     try:
         result = subprocess.run(
-            [sys.executable, "workflow/scripts/stage.py", "tables", "--config", "config/test.yaml"],
+            [sys.executable, "workflow/scripts/job.py", "tables", "--config", "config/test.yaml"],
             cwd=finished, capture_output=True, text=True, check=False,
             env={**os.environ, "PYTHONPATH": str(finished)},
         )  # fmt: skip
@@ -247,7 +247,7 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
             "list": str(tmp_path / "crops.tsv"),
             "photos": {"name": "photos", "folder": str(tmp_path), "hr": "photos/*.png"},
         },
-        "given": [{"name": "theirs", "title": "Theirs", "dataset": "A", "folder": str(tmp_path / "given"),
+        "external_outputs": [{"name": "theirs", "title": "Theirs", "dataset": "A", "folder": str(tmp_path / "given"),
                    "published": str(tmp_path / "log.csv")}],
         "inference": {"resize": "official", "process_size": 64, "latent_tile": 16, "latent_overlap": 8},
         "resize_mismatch": True,
@@ -274,4 +274,4 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     assert "Nothing to be done" in again.output
     image("HR/0802.png", 96, 132)  # outside the limit, but the sheet holds its hash
     jobs = planned(snakemake(finished, "-n", *arguments))
-    assert {"data", "score_given", "tables"} <= set(jobs)
+    assert {"data", "score_external", "tables"} <= set(jobs)

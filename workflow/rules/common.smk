@@ -1,4 +1,5 @@
 # Configuration and paths; the library reads and checks the file before any job is planned.
+import json
 import os
 import sys
 from pathlib import Path
@@ -50,6 +51,17 @@ JOB = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} python {SCRIPT}"
 
 def images(run):
     return [str(path) for path in paths.image_files(CFG, run)]
+
+
+def values(*items):
+    """Values of the configuration as a rule's parameter: equal for equal values, whatever the order of keys."""
+    return json.dumps(items, sort_keys=True, default=repr)
+
+
+# What products depend on besides files and code. A key that reaches a job stands here, or in the run's digest.
+DATA_KEYS = values(CFG.test, CFG.datasets, CFG.calibration, CFG.photos, CFG.limits)
+MODEL_KEYS = values(CFG.model, CFG.threads, CFG.device)
+INFERENCE_KEYS = values(CFG.posterior, CFG.inference, CFG.threads, CFG.device)
 
 
 def at_attempt(megabytes):

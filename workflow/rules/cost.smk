@@ -22,5 +22,6 @@ rule table3:
     params:
         code=job_code("report.model_size", "methods.passionsr"),
         cases=[f"{run.scheme}-{run.scope}" for run in CFG.runs],
+        model=CFG.model,
     shell:
         f"{JOB} table3 --config {CONFIG_FILE} > {{log}} 2>&1"

@@ -13,6 +13,7 @@ rule data:
         mem_mb=at_attempt(1000),
     params:
         code=job_code("benchmark.jobs.data"),
+        configuration=DATA_KEYS,
     shell:
         f"{JOB} data --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -52,9 +53,8 @@ rule reference:
         mem_mb=at_attempt(CFG.memory_mb + 1000),
     params:
         code=job_code("benchmark.jobs.infer"),
-        inference=CFG.inference,
-        threads=CFG.threads,
-        posterior=CFG.posterior,
+        model=CFG.model,
+        configuration=INFERENCE_KEYS,
     shell:
         f"{JOB} reference --config {CONFIG_FILE} > {{log}} 2>&1"
 

@@ -27,6 +27,7 @@ rule calibrate:
             CFG.entries[CFG.run(wildcards.run).method].target
         ),
         run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
+        expected_layers=values(CFG.expected_layers),
     shell:
         f"{JOB} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
 
@@ -49,6 +50,7 @@ rule sensitivity:
     params:
         code=job_code("benchmark.jobs.calibrate", "baselines.minmax"),
         scheme=CFG.sensitivity,
+        configuration=values(MODEL_KEYS, CFG.batch_size),
     shell:
         f"{JOB} sensitivity --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -71,7 +73,6 @@ rule infer:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=job_code("benchmark.jobs.infer"),
-        posterior=CFG.posterior,
-        inference=CFG.inference,
+        configuration=INFERENCE_KEYS,
     shell:
         f"{JOB} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
