@@ -335,7 +335,7 @@ def build_parser() -> argparse.ArgumentParser:
     sub = add("plan", _plan, "jobs, hours, disk and critical path of a configuration")
     sub.add_argument("config", type=Path)
     sub.add_argument("--gpus", type=int, default=1, help="GPUs; without any, processes at a time")
-    sub.add_argument("--times", type=Path, default=Path("config/stage_times.tsv"))
+    sub.add_argument("--times", type=Path, default=Path("config/job_times.tsv"))
     sub.add_argument(
         "--test-images", type=int, help="where the data is not there and no dataset says it"
     )

@@ -1,8 +1,24 @@
 """Where everything of one benchmark lies.
 
-Layout under results/<name>/, one folder per product because DVC versions whole folders: data/{test,calibration}/{HR,LR},
-reference/{fp32,bicubic}/, runs/<run_id>/ (artifact/, fit.csv, stages.csv, layers.csv, ranges.csv, run.json),
-runs/sensitivity.csv, images/<run_id>/, scores/<run_id>.csv, tables/, figures/; metrics.json.
+    results/<name>/                      one configuration, config/<name>.yaml
+        data/test/{HR,LR}/*.png          test pairs cut from a list of crops
+        data/calibration/{HR,LR}/*.png   calibration pairs
+        data/<dataset>.tsv               the pairs found in a dataset of image files
+        metrics.json                     metric -> why this machine cannot compute it
+        reference/{fp32,bicubic}/*.png   outputs of the float model and of bicubic upscaling
+        runs/<run_id>/                   what a calibration made
+            artifact/                    the quantized model: model.safetensors, scheme.json
+            fit.csv stages.csv           the loss at every step; one row per fit stage
+            layers.csv ranges.csv        one row per quantized layer; value ranges before and after LET
+            run.json                     the record, written last (passionsr/benchmark/records.py)
+        runs/sensitivity.csv             each layer quantized alone
+        images/<run_id>/*.png            outputs on the test set
+        scores/<run_id>.csv              one row per image and metric
+        tables/ figures/
+        logs/ benchmarks/                one file per job: its log, Snakemake's seconds and memory
+        resume/<run_id>/                 what an unfinished calibration needs to go on
+
+`workflow/` makes the files, DVC versions whole folders of them, so each product has one of its own.
 """
 
 from __future__ import annotations
@@ -14,35 +30,48 @@ from passionsr.data.crops import pairs_in
 from passionsr.data.datasets import Dataset, ImagePair, read_sheet
 
 CALIBRATION = "calibration"
+# The folders that hold products; what else is in results/<name> describes one run of the workflow.
+PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
+
+
+# -- single files and folders -------------------------------------------------------------------
 
 
 def run_folder(config: Config, run_id: str) -> Path:
-    """results/<name>/runs/<run_id>: what calibration made."""
+    """runs/<run_id>."""
     return config.results / "runs" / run_id
 
 
+def record_file(config: Config, run_id: str) -> Path:
+    """runs/<run_id>/run.json."""
+    return run_folder(config, run_id) / "run.json"
+
+
 def sheet(config: Config, dataset: str) -> Path:
-    """The list of a dataset's pairs: results/<name>/data/<dataset>.tsv."""
+    """data/<dataset>.tsv."""
     return config.results / "data" / f"{dataset}.tsv"
 
 
 def image_folder(config: Config, run_id: str) -> Path:
-    """Outputs on the test set: results/<name>/images/<run_id>, or reference/<run_id> for fp32 and bicubic."""
+    """images/<run_id>, or reference/<run_id> for fp32 and bicubic."""
     return config.results / ("reference" if run_id in (FP32, BICUBIC) else "images") / run_id
 
 
 def scores_file(config: Config, run_id: str) -> Path:
-    """results/<name>/scores/<run_id>.csv: one row per number."""
+    """scores/<run_id>.csv."""
     return config.results / "scores" / f"{run_id}.csv"
 
 
 def sensitivity_file(config: Config) -> Path:
-    """results/<name>/runs/sensitivity.csv."""
+    """runs/sensitivity.csv."""
     return config.results / "runs" / "sensitivity.csv"
 
 
+# -- image pairs --------------------------------------------------------------------------------
+
+
 def pairs_to_test(config: Config) -> list[ImagePair]:
-    """The test pairs of this configuration; of datasets, what the data stage found."""
+    """The test pairs of this configuration; of datasets, what the job `data` found."""
     limit = config.limits.get("test")
     if config.test:
         return pairs_in(config.test, config.results / "data" / "test")[:limit]
@@ -57,8 +86,11 @@ def calibration_pairs(config: Config) -> list[ImagePair]:
     return pairs[: config.limits.get("calibration")]
 
 
+# -- what the workflow's rules name as inputs and outputs -----------------------------------------
+
+
 def data_files(config: Config) -> tuple[list[Path], list[Path]]:
-    """What the data stage makes and others read, (test, calibration): known before any data is there."""
+    """(test, calibration): what the job `data` makes, known before any data is there."""
     if config.test:
         test = [path for pair in pairs_to_test(config) for path in (pair.hr, pair.lr)]
     else:
@@ -82,9 +114,9 @@ def datasets_of(config: Config) -> list[Dataset]:
 
 
 def data_sources(config: Config) -> list[Path]:
-    """What the data stage reads; for a dataset that is not there, what fetching it makes."""
+    """What the job `data` reads; for a dataset that is not there, what fetching it makes."""
     lists = [path for path in (config.test, config.calibration) if path]
-    found = []
+    found: list[Path] = []
     for dataset in datasets_of(config):
         found += dataset.files() or ([dataset.marker] if dataset.marker else [])
     return [*lists, *found]

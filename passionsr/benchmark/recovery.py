@@ -1,4 +1,7 @@
-"""What a start looks at first, because an earlier one may have been killed: locks, cut files, temporary files."""
+"""What a start of the workflow looks at first, because an earlier one may have been killed.
+
+A lock that nobody holds any more, files that were cut off, temporary files, files from the future.
+"""
 
 from __future__ import annotations
 
@@ -8,20 +11,21 @@ import os
 import shlex
 import shutil
 import socket
-import struct
 import sys
 import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
+from passionsr.benchmark.paths import PRODUCTS
 from passionsr.utils.files import TEMPORARY, UserError, write_json
 
 HOLDER = Path(".snakemake") / "passionsr-holder.json"
 LOCKS = Path(".snakemake") / "locks"
-# One folder per stage; what else is in results/<name> (logs, times) differs from run to run.
-PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
 PNG_END = b"IEND\xaeB`\x82"
+CHECKED = {".png", ".safetensors", ".csv", ".json", ".md", ".tex"}
 
 
 def _alive(pid: int) -> bool:
@@ -37,9 +41,9 @@ def note_holder() -> None:
 
 
 def stale_lock(argv: Sequence[str]) -> str | None:
-    """What to do about the lock of a Snakemake that is gone, or None.
+    """What to do about the lock of a Snakemake that is gone; None where there is nothing to do.
 
-    argv: of the Snakemake that found it; its --config and the like belong into the command that unlocks.
+    argv: of the Snakemake that found the lock; its options are part of the command that unlocks.
     """
     if "--unlock" in argv or not LOCKS.is_dir() or not any(LOCKS.iterdir()):
         return None
@@ -67,47 +71,40 @@ def stale_lock(argv: Sequence[str]) -> str | None:
 
 
 def is_whole(path: Path) -> bool:
-    """False for a file that was cut off, as a machine that loses power does to it, whatever its name promises.
+    """False for a file that was cut off, as a machine that loses power does to it.
 
-    PNG: its end marker. safetensors: as long as its header says. Text (CSV, JSON, Markdown, TeX): ends its last line.
+    safetensors: what the library checks when it opens a file, its length included. PNG: the end marker;
+    PIL's own check would read gigabytes at the paper's scale, and accepts a file whose last four bytes
+    are missing. Text (CSV, JSON, Markdown, TeX): the last line has its end.
     """
-    size = path.stat().st_size
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="np"):
+                return True
+        except (SafetensorError, OSError):
+            return False
+    end = PNG_END if path.suffix == ".png" else b"\n"
     with path.open("rb") as stream:
-        if path.suffix == ".safetensors":
-            head = stream.read(8)
-            if len(head) < 8:
-                return False
-            (length,) = struct.unpack("<Q", head)
-            if length > size - 8:
-                return False
-            try:
-                header = json.loads(stream.read(length))
-            except ValueError:
-                return False
-            ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
-            return size == 8 + length + max(ends, default=0)
-        end = PNG_END if path.suffix == ".png" else b"\n"
-        stream.seek(max(0, size - len(end)))
+        stream.seek(max(0, path.stat().st_size - len(end)))
         return stream.read() == end
 
 
 def check_whole(results: Path) -> None:
-    """UserError with the command that removes them, if files of the results were cut off."""
-    known = {".png", ".safetensors", ".csv", ".json", ".md", ".tex"}
+    """UserError with the command that removes them, if products were cut off."""
     files = [p for part in PRODUCTS for p in sorted((results / part).rglob("*"))]
     files += sorted(results.glob("*.*"))
     cut = [
         str(p)
         for p in files
-        if p.suffix in known
+        if p.suffix in CHECKED
         and not p.name.startswith(TEMPORARY)
         and p.is_file()
         and not is_whole(p)
     ]
     if cut:
         raise UserError(
-            f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full disk); remove, then give "
-            f"your command again: rm -f {shlex.join(cut)}"
+            f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full disk); "
+            f"remove, then give your command again: rm -f {shlex.join(cut)}"
         )
 
 
@@ -121,9 +118,10 @@ def remove_leftovers(results: Path) -> None:
 
 
 def settle_clock(results: Path) -> None:
-    """Give files from the future (the clock was ahead when they were written) the present as their time.
+    """Set the time stamp of files from the future (the clock was ahead then) to the present.
 
-    Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide what runs again.
+    Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide what
+    runs again.
     """
     now = time.time()
     for path in results.rglob("*"):
@@ -133,21 +131,24 @@ def settle_clock(results: Path) -> None:
 
 
 def explain_failure(results: Path) -> None:
-    """After a failed run: say so if the results cannot be written; a full disk keeps that out of the jobs' own logs."""
+    """After a failed run: say so if the results cannot be written.
+
+    A full disk keeps this out of the jobs' own logs.
+    """
     try:
         with tempfile.TemporaryFile(dir=results) as stream:
             stream.write(bytes(1 << 20))
             stream.flush()
     except OSError as err:
         print(
-            f"error: {results} cannot be written ({err.strerror}): give it room and write permission, "
-            "then give your command again",
+            f"error: {results} cannot be written ({err.strerror}): give it room and write "
+            "permission, then give your command again",
             file=sys.stderr,
         )
 
 
 def look(results: Path, argv: Sequence[str]) -> None:
-    """Before anything is planned: say what an earlier, killed start left that a human has to decide about."""
+    """Before anything is planned: say what a killed start left that the user has to decide about."""
     hint = stale_lock(argv)
     if hint is not None:
         print(hint, file=sys.stderr)

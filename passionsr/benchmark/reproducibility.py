@@ -1,30 +1,23 @@
-"""What is the same bytes in every run on one machine, and what may differ: the one list of exceptions."""
+"""What has the same bytes in every run on one machine: the one list of what may differ."""
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
 
-from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.benchmark.paths import PRODUCTS
+from passionsr.benchmark.records import MEASURED_FIELDS
 from passionsr.utils.files import TEMPORARY
 
-# Products: everything in the folders PRODUCTS, and the files beside them.
-# Seconds and megabytes: measured anew in every run. Nothing else may differ.
+# Seconds and megabytes are measured anew in every run, here and in MEASURED_FIELDS of run.json.
 MEASURED_FILES = ("tables/cost.md", "tables/table4.csv", "tables/table4.md", "tables/table4.tex")
-MEASURED_FIELDS = (
-    "seconds",
-    "stage_seconds",
-    "stage_peak_mib",
-    "phases",
-    "peak_mib",
-    "peak_mib_before_calibration",
-)  # run.json
 
 
 def products(results: Path) -> dict[str, bytes]:
     """Relative path -> bytes of all that must be reproduced; run.json without what is measured.
 
-    Left out: MEASURED_FILES, and the folders logs, benchmarks and timing, which describe a run and not its result.
+    These are the folders PRODUCTS and the files beside them, without MEASURED_FILES. The folders logs
+    and benchmarks describe a run of the workflow and not its result.
     """
     found = {}
     files = [p for part in PRODUCTS for p in (results / part).rglob("*") if p.is_file()]

@@ -1,94 +1,117 @@
-"""The full-size proof's table: seconds and memory of every stage of every method, from what the runs recorded."""
+"""The full-size proof: seconds and memory of every part of every run, from what the runs recorded."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import NamedTuple
 
 import pandas as pd
 from tabulate import tabulate
 
 from passionsr.benchmark.config import Config, Run
-from passionsr.benchmark.paths import run_folder
-from passionsr.benchmark.timing import TIMING
-from passionsr.utils.files import read_json, write_text
+from passionsr.benchmark.paths import record_file, run_folder
+from passionsr.benchmark.records import read_record
+from passionsr.benchmark.timing import read_time
+from passionsr.utils.files import write_text
 
-COLUMNS = ("run", "part", "steps", "seconds", "peak_mib")
+
+class PartRow(NamedTuple):
+    """One part of a run. steps: of a fit stage, None elsewhere. peak_mib: the process's, so far."""
+
+    run: str
+    part: str
+    steps: int | None
+    seconds: float
+    peak_mib: int
 
 
-def run_rows(config: Config, run: Run) -> list[dict[str, Any]]:
-    """One row per phase and, before "quantize", per training stage, a sub-model's blocks together; peaks are the process's largest so far."""
-    folder = run_folder(config, run.run_id)
-    made = read_json(folder / "run.json")
-    stages = pd.read_csv(folder / "stages.csv")
-    stages["kind"] = stages["stage"].str.split(".").str[:2].str.join(".")
+def run_rows(config: Config, run: Run) -> list[PartRow]:
+    """The phases of a run's calibration, then its inference where that has run.
+
+    Before the phase "quantize" come the fit stages in it, a sub-model's blocks together.
+    """
+    made = read_record(config, run.run_id)
+    fits = pd.read_csv(run_folder(config, run.run_id) / "stages.csv")
+    fits["kind"] = fits["stage"].str.split(".").str[:2].str.join(".")
     rows = []
-    for phase in made["phases"]:
-        if phase["phase"] == "quantize":
-            for kind, group in stages.groupby("kind", sort=False):  # in the order they ran
-                seconds = round(sum(made["stage_seconds"][s] for s in group["stage"]), 2)
-                peak = max(made["stage_peak_mib"][s] for s in group["stage"])
+    for phase in made.phases:
+        if phase.phase == "quantize":
+            for kind, group in fits.groupby("kind", sort=False):  # in the order they ran
+                seconds = round(sum(made.fit_seconds[s] for s in group["stage"]), 2)
+                peak = max(made.fit_peak_mib[s] for s in group["stage"])
                 blocks = f" ({len(group)} blocks)" if len(group) > 1 else ""
-                part = f"- {kind}{blocks}"
-                rows.append((run.run_id, part, int(group["steps"].sum()), seconds, peak))
-        rows.append((run.run_id, phase["phase"], None, phase["seconds"], phase["peak_mib"]))
-    timing = config.results / TIMING / f"infer-{run.run_id}.json"
-    if timing.is_file():
-        infer = read_json(timing)
-        rows.append((run.run_id, "inference", None, round(infer["work_s"], 2), infer["peak_mib"]))
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
+                steps = int(group["steps"].sum())
+                rows.append(PartRow(run.run_id, f"- {kind}{blocks}", steps, seconds, peak))
+        rows.append(PartRow(run.run_id, phase.phase, None, phase.seconds, phase.peak_mib))
+    infer = read_time(config.results, f"infer-{run.run_id}")
+    if infer is not None:
+        seconds = round(infer.work_s, 2)
+        rows.append(PartRow(run.run_id, "inference", None, seconds, infer.peak_mib))
+    return rows
+
+
+SUMMARY = [
+    "run",
+    "UNet layers",
+    "VAE layers",
+    "attentions",
+    "calibration, s",
+    "peak RSS, GiB",
+    "artifact packed, MB",
+    "inference, s",
+    "peak RSS, GiB",
+]
 
 
 def summary(config: Config, run: Run) -> list[str]:
-    """Counts, seconds and memory of a run, as text cells."""
-    folder = run_folder(config, run.run_id)
-    made = read_json(folder / "run.json")
-    layers = pd.read_csv(folder / "layers.csv")
+    """Counts, seconds and memory of a run, as text cells in the order of SUMMARY."""
+    made = read_record(config, run.run_id)
+    layers = pd.read_csv(run_folder(config, run.run_id) / "layers.csv")
     quantized = layers[layers.weight_bits.notna()]
-    timing = config.results / TIMING / f"infer-{run.run_id}.json"
-    infer = read_json(timing) if timing.is_file() else None
+    infer = read_time(config.results, f"infer-{run.run_id}")
     return [
         run.run_id,
         str(quantized.name.str.startswith("unet.").sum()),
         str(quantized.name.str.startswith("vae.").sum()),
         str((layers.kind == "attention").sum()),
-        f"{sum(p['seconds'] for p in made['phases']):.0f}",
-        f"{made['peak_mib'] / 1024:.1f}",
-        f"{made['model_bytes'] / 1e6:.1f}",
-        "not run" if infer is None else f"{infer['work_s']:.0f}",
-        "not run" if infer is None else f"{infer['peak_mib'] / 1024:.1f}",
+        f"{sum(phase.seconds for phase in made.phases):.0f}",
+        f"{made.peak_mib / 1024:.1f}",
+        f"{made.model_bytes / 1e6:.1f}",
+        "not run" if infer is None else f"{infer.work_s:.0f}",
+        "not run" if infer is None else f"{infer.peak_mib / 1024:.1f}",
     ]
-
-
-SUMMARY = [
-    "run", "UNet layers", "VAE layers", "attentions", "calibration, s", "peak RSS, GiB", "artifact packed, MB",
-    "inference, s", "peak RSS, GiB",
-]  # fmt: skip
 
 
 def write_proof(config: Config) -> Sequence[Run]:
     """tables/proof.{csv,md} of the runs that are finished; returns those that are not."""
-    finished = [r for r in config.runs if (run_folder(config, r.run_id) / "run.json").is_file()]
-    missing = [r for r in config.runs if r not in finished]
-    frame = pd.DataFrame([row for r in finished for row in run_rows(config, r)], columns=COLUMNS)
+    finished = [run for run in config.runs if record_file(config, run.run_id).is_file()]
+    missing = [run for run in config.runs if run not in finished]
+    rows = [row for run in finished for row in run_rows(config, run)]
     stem = config.results / "tables" / "proof"
+    frame = pd.DataFrame(rows, columns=list(PartRow._fields))
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
-    body = [
-        [r.run, r.part, "" if pd.isna(r.steps) else f"{r.steps:.0f}", f"{r.seconds:.1f}", f"{r.peak_mib:.0f}"]
-        for r in frame.itertuples()
-    ]  # fmt: skip
-    made = [read_json(run_folder(config, r.run_id) / "run.json") for r in finished]
-    devices = sorted({f"{config.device} ({m['device']}), {m['threads']} thread(s)" for m in made})
-    counts = tabulate(
-        [summary(config, r) for r in finished], SUMMARY, "pipe", disable_numparse=True
-    )
-    stages = tabulate(
-        body, ["run", "part", "steps", "seconds", "peak MiB so far"], "pipe", disable_numparse=True
-    )
-    absent = f"Not run: {', '.join(r.run_id for r in missing)}.\n\n" if missing else ""
+    cells = [
+        [
+            row.run,
+            row.part,
+            "" if row.steps is None else str(row.steps),
+            f"{row.seconds:.1f}",
+            str(row.peak_mib),
+        ]
+        for row in rows
+    ]
+    head = ["run", "part", "steps", "seconds", "peak MiB so far"]
+    parts = tabulate(cells, head, "pipe", disable_numparse=True)
+    summaries = [summary(config, run) for run in finished]
+    counts = tabulate(summaries, SUMMARY, "pipe", disable_numparse=True)
+    made = [read_record(config, run.run_id) for run in finished]
+    devices = sorted({f"{config.device} ({m.device}), {m.threads} thread(s)" for m in made})
+    absent = f"Not run: {', '.join(run.run_id for run in missing)}.\n\n" if missing else ""
     write_text(
         stem.with_suffix(".md"),
-        f"**Full-size proof ({config.name})**, on {'; '.join(devices)}; one process per job.\n\n{counts}\n\n{absent}"
-        f"Per stage (`- part.stage` is a training stage within `quantize`):\n\n{stages}\n",
+        f"**Full-size proof ({config.name})**, on {'; '.join(devices)}; one process per job.\n\n"
+        f"{counts}\n\n{absent}"
+        "Part by part (`- unet.let` is a training step within `quantize`):\n\n"
+        f"{parts}\n",
     )
     return missing

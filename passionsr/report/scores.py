@@ -8,7 +8,7 @@ import pandas as pd
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.paths import scores_file
-from passionsr.utils.files import read_json
+from passionsr.benchmark.records import read_record
 
 
 def load_scores(config: Config) -> pd.DataFrame:
@@ -41,16 +41,16 @@ def run_costs(config: Config) -> pd.DataFrame:
     """One row per run: run, bits, method (title), scope, and its calibration's seconds, peak MiB and mib above the imports."""
     rows = []
     for run in config.runs:
-        made = read_json(config.results / "runs" / run.run_id / "run.json")
+        made = read_record(config, run.run_id)
         rows.append(
             {
                 "run": run.run_id,
                 "bits": run.scheme,
                 "method": config.entries[run.method].title,
                 "scope": run.scope,
-                "seconds": made["seconds"],
-                "peak MiB": made["peak_mib"],
-                "mib": made["peak_mib"] - made["peak_mib_before_calibration"],
+                "seconds": made.seconds,
+                "peak MiB": made.peak_mib,
+                "mib": made.peak_mib - made.peak_mib_before_calibration,
             }
         )
     return pd.DataFrame(rows)

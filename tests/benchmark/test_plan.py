@@ -9,7 +9,10 @@ from copies import TEST, environment
 
 from passionsr.benchmark import plan as lib
 from passionsr.benchmark.config import load_config
-from passionsr.benchmark.plan import COLUMNS, Job, build_jobs, plan, record, schedule, visits
+from passionsr.benchmark.job_graph import Job, build_jobs, visits
+from passionsr.benchmark.plan import COLUMNS, plan, record
+from passionsr.benchmark.schedule import ON_GPU, schedule
+from passionsr.benchmark.timing import job_times
 from passionsr.cli import main
 from passionsr.utils.files import UserError
 
@@ -17,6 +20,7 @@ HEAD = "\t".join(COLUMNS)
 
 
 def test_jobs_and_edges_are_snakemakes(pytestconfig):
+    """The jobs by their names, and what each waits for; a benchmark file and a log carry those names."""
     config = load_config("config/test.yaml")
     root = pytestconfig.rootpath
     result = subprocess.run(
@@ -25,9 +29,6 @@ def test_jobs_and_edges_are_snakemakes(pytestconfig):
     )  # fmt: skip
     nodes = dict(re.findall(r'\t(\d+)\[label = "([^"]+)"', result.stdout))
     edges = set(re.findall(r"\t(\d+) -> (\d+)\n", result.stdout))
-    firsts = {"W32A32": "fp32"}
-    for run in config.runs:
-        firsts.setdefault(run.scheme, run.run_id)
 
     def label(number):
         rule, _, run = nodes[number].partition("\\nrun: ")
@@ -35,8 +36,8 @@ def test_jobs_and_edges_are_snakemakes(pytestconfig):
             (run,) = (nodes[a].partition("\\nrun: ")[2] for a, b in edges
                       if b == number and nodes[a].startswith("calibrate"))  # fmt: skip
         if rule.startswith("score_"):
-            return f"score-{firsts[rule.removeprefix('score_')]}"
-        return f"{'probe' if rule == 'metric_weights' else rule}-{run or 'all'}"
+            return rule.replace("_", "-")
+        return f"{rule}-{run}" if run else rule
 
     theirs = {n: label(n) for n in nodes if nodes[n] != "all"}
     ours = build_jobs(config, 2, 4)
@@ -44,6 +45,15 @@ def test_jobs_and_edges_are_snakemakes(pytestconfig):
     assert {(theirs[a], theirs[b]) for a, b in edges if b in theirs} == {
         (need, job.label) for job in ours.values() for need in job.needs
     }
+
+
+def test_external_outputs_are_scored(shared):
+    """One more scoring job, over all its images; the tables wait for it."""
+    config = load_config("config/realsr-local.yaml")
+    made = build_jobs(config, 6, 24)
+    assert made["score-osediff"] == Job("score-osediff", 100, ("data", "metric_weights"))
+    waiting = {job.label for job in made.values() if "score-osediff" in job.needs}
+    assert waiting == {"tables"}
 
 
 def jobs(**needs):
@@ -78,7 +88,7 @@ def test_no_schedule_breaks_a_bound(gpus):
     for label, job in made.items():
         assert all(result.start[label] >= result.end[need] for need in job.needs)
         assert result.end[label] == result.start[label] + seconds[label]
-    on_gpu = [label for label in made if made[label].stage in lib.ON_GPU]
+    on_gpu = [label for label in made if made[label].kind in ON_GPU]
     for label in on_gpu:
         at = result.start[label]
         assert sum(result.start[n] <= at < result.end[n] for n in on_gpu) <= gpus
@@ -162,14 +172,14 @@ def test_what_was_measured_at_no_scale_but_mini(tmp_path):
     assert made.seconds == pytest.approx(7 + 6 * (8 / 4) * (1000 / 10) / (20 / 2))
     assert made.megabytes == 900
     assert made.source == "models/mini, scaled by PassionSR's calibration"
-    assert lib.estimate(config, Job("score-fp32", 6), lib.read_times(times)).source is None
+    assert lib.estimate(config, Job("score-W32A32", 6), lib.read_times(times)).source is None
 
 
 def test_images_that_are_not_there_yet_are_counted():
     """The paper's test sets must have 100 + 93 + 100 images (config/datasets.yaml); its crops are listed."""
     text = plan(load_config("config/paper.yaml"), 8)
     assert "63 jobs for 27 runs, 293 test and 500 calibration images" in text
-    # data, probe, scores of three bit widths, two kinds of tables and the figures: not scaled
+    # data, metric weights, scores of three bit widths, two kinds of tables and the figures: not scaled
     assert "8 jobs have no measured time" in text
     assert "scaled times are guesses" in text
 
@@ -186,9 +196,11 @@ def test_a_finished_run_is_taken_as_it_was_and_recorded(finished, monkeypatch, t
     times = tmp_path / "times.tsv"
     times.write_text(f"{HEAD}\nother\tscore\t*\t1\t1\t1\t0\t0\tkept\n")
     text = plan(config, 2, times)
-    assert "18 times from: results/test/timing" in text
+    assert "18 times from: results/test/benchmarks" in text
+    assert [job.label for job in job_times(config.results)][0] in ("data", "metric_weights")
+    assert {job.label for job in job_times(config.results)} == build_jobs(config, 2, 4).keys()
     assert "no measured time" not in text
-    assert record(config, times, "this test") == 11  # stages, calibrate once per class
+    assert record(config, times, "this test") == 11  # kinds of job, calibrate once per class
     assert times.read_text().endswith("kept\n")
     elsewhere = dataclasses.replace(config, name="nothing-ran")
     hours = re.compile(r"GPU-hours: (\S+); disk: (\S+) GB")

@@ -13,6 +13,7 @@ from passionsr.benchmark.config import load_config, load_methods
 from passionsr.benchmark.float_model import load_float_model
 from passionsr.benchmark.jobs.calibrate import calibrate, check_counts
 from passionsr.benchmark.jobs.data import make_data
+from passionsr.benchmark.records import Phases, read_record, write_record
 from passionsr.calibration import batches as calibration
 from passionsr.calibration.batches import make_batches
 from passionsr.calibration.sub_models import in_sequence, output_loss
@@ -24,8 +25,8 @@ from passionsr.quantization.equivalent_transform import expand_borders, shift_re
 from passionsr.quantization.layer import QuantizedLayer
 from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import match_attention, match_layers
-from passionsr.report.proof import run_rows, write_proof
-from passionsr.utils.files import UserError, sha256_file
+from passionsr.report.proof import run_rows, summary, write_proof
+from passionsr.utils.files import UserError, sha256_file, write_json, write_text
 
 METHODS = load_methods("config/methods.yaml")
 FAST = {
@@ -195,7 +196,7 @@ def test_absent_device_is_one_clear_line(tiny):
 
 
 def test_proof_table(tmp_path, monkeypatch):
-    """From a real (tiny) run's records: phases, stages, counts; what is not finished is named."""
+    """From a real (tiny) run's records: phases, fit stages, counts; what is not finished is named."""
     config = load_config("config/test.yaml")
     config = replace(
         config, low_memory=True, limits={"test": 1, "calibration": 2}, name="prooftest"
@@ -212,6 +213,10 @@ def test_proof_table(tmp_path, monkeypatch):
     assert not folders[0].exists()  # like everything that only a restart needs
     made = json.loads((tmp_path / "prooftest" / "runs" / run.run_id / "run.json").read_text())
     assert [p["phase"] for p in made["phases"]] == ["load", "float outputs", "quantize", "save", "ranges"]  # fmt: skip
+    path = tmp_path / "prooftest" / "runs" / run.run_id / "run.json"
+    before = path.read_bytes()
+    write_json(path, read_record(config, run.run_id).model_dump(by_alias=True))
+    assert path.read_bytes() == before
     missing = write_proof(config)
     assert run not in missing
     assert len(missing) == len(config.runs) - 1
@@ -220,27 +225,32 @@ def test_proof_table(tmp_path, monkeypatch):
     found = [text.index(f"- {stage} ") for stage in stages_run]
     assert found == sorted(found)
     assert "not run" in text  # no inference yet
+    infer = f"infer-{run.run_id}"
+    write_text(tmp_path / "prooftest" / "benchmarks" / f"{infer}.tsv", "s\tmax_rss\n12.5\t7\n")
+    lines = "started 2026-01-01T00:00:00.000+00:00, ready after 2.25 s\npeak memory 2048 MiB\n"
+    write_text(tmp_path / "prooftest" / "logs" / f"{infer}.log", lines)
+    assert run_rows(config, run)[-1][1:] == ("inference", None, 10.25, 2048)
+    cells = [cell.strip() for cell in summary(config, run)]
+    assert cells[-2:] == ["10", "2.0"]
     assert f"Not run: {missing[0].run_id}" in text
 
 
 def test_proof_sums_blocks(tmp_path, monkeypatch):
-    """Block by block reconstruction has hundreds of stages: one row per sub-model and kind."""
+    """Block by block reconstruction has hundreds of fit stages: one row per sub-model and kind."""
     config = replace(load_config("config/test.yaml"), name="prooftest")
     monkeypatch.setattr(type(config), "results", property(lambda c: tmp_path / c.name))
     run = config.runs[0]
-    folder = tmp_path / "prooftest" / "runs" / run.run_id
-    folder.mkdir(parents=True)
     names = ["unet.round.conv_in", "unet.round.mid_block", "unet.steps"]
-    rows = [f"{name},{i + 1}" for i, name in enumerate(names)]
-    (folder / "stages.csv").write_text("\n".join(["stage,steps", *rows]))
-    made = {
-        "phases": [{"phase": "quantize", "seconds": 9.0, "peak_mib": 70}],
-        "stage_seconds": dict(zip(names, (1.5, 2.0, 4.0), strict=True)),
-        "stage_peak_mib": dict(zip(names, (50, 60, 70), strict=True)),
-    }
-    (folder / "run.json").write_text(json.dumps(made))
-    rows = [tuple(row.values())[1:] for row in run_rows(config, run)]
-    assert rows == [
+    steps = "\n".join(["stage,steps", *(f"{name},{i + 1}" for i, name in enumerate(names))])
+    write_text(tmp_path / "prooftest" / "runs" / run.run_id / "stages.csv", steps)
+    measured = zip(names, (1.5, 2.0, 4.0), (50, 60, 70), strict=True)
+    fits = [{"stage": name, "seconds": s, "peak_mib": mib} for name, s, mib in measured]
+    phases = Phases()
+    phases.rows.append({"phase": "quantize", "seconds": 9.0, "peak_mib": 70})
+    write_record(
+        config, run, device="x", model_bytes=1, seconds=9.0, fits=fits, phases=phases
+    )  # fmt: skip
+    assert [tuple(row[1:]) for row in run_rows(config, run)] == [
         ("- unet.round (2 blocks)", 3, 3.5, 60),
         ("- unet.steps", 3, 4.0, 70),
         ("quantize", None, 9.0, 70),

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from passionsr.benchmark.config import Config, load_config
-from passionsr.benchmark.timing import Timer
+from passionsr.benchmark.timing import log_peak, log_ready
 from passionsr.utils.files import UserError
 from passionsr.utils.memory import keep_freed_memory
 
@@ -30,16 +30,17 @@ JOBS = {
 OF_ONE_RUN, OF_RUNS = ("calibrate", "infer"), ("score",)
 WITH_MODEL = ("reference", "sensitivity", "calibrate", "infer", "table3")
 WITH_TORCH = (*WITH_MODEL[:-1], "score")
-# diffusers imports them where they are installed (pyiqa brings them); its UNet, VAE and scheduler use neither.
+# diffusers imports them where they are installed (pyiqa brings them); its UNet, VAE and scheduler
+# use neither.
 UNUSED = ("transformers", "bitsandbytes")
 NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
 def imports(job: str) -> None:
-    """What a job needs before it can work, imported first so that the timer can tell it from work."""
+    """Import what a job needs before it can work, so that start-up can be told from work."""
     if job in WITH_MODEL:
         for name in UNUSED:  # half of what importing diffusers takes
-            sys.modules[name] = None
+            sys.modules[name] = None  # type: ignore[assignment]
         from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
     elif job == "score":
         from passionsr.metrics.weights import use_private_hub
@@ -80,11 +81,10 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
         config = load_config(args.config)
-        timer = Timer(config.results, args.job, args.run[0] if args.run else "all")
         imports(args.job)
-        timer.ready()
+        log_ready()
         work(args.job, config, args.run)
-        timer.finish()
+        log_peak()
     except UserError as err:
         raise SystemExit(f"error: {err}") from None
     except OSError as err:
