@@ -1,6 +1,7 @@
 """The jobs of a configuration, the work that each has to do, and the jobs that each waits for.
 
-These are the workflow's jobs (tests compare them with Snakemake's own graph), known without running it.
+These are the workflow's jobs (tests compare them with Snakemake's own graph), known without running
+it.
 """
 
 from __future__ import annotations
@@ -16,9 +17,9 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config
 class Job:
     """One job of the workflow.
 
-    label: as its benchmark file and its log are named, such as calibrate-minmax-W8A8-UV-s0. units: its
-    work: image visits of a calibration, images of the others, 1 where neither counts. needs: labels of
-    the jobs it waits for. method_class: of the quantization method, or "*".
+    label: as its benchmark file and its log are named, such as calibrate-minmax-W8A8-UV-s0. units:
+    its work: image visits of a calibration, images of the others, 1 where neither counts. needs:
+    labels of the jobs it waits for. method_class: of the quantization method, or "*".
     """
 
     label: str

@@ -9,7 +9,7 @@
         runs/<run_id>/                   what a calibration made
             artifact/                    the quantized model: model.safetensors, scheme.json
             fit.csv stages.csv           the loss at every step; one row per fit stage
-            layers.csv ranges.csv        one row per quantized layer; value ranges before and after LET
+            layers.csv ranges.csv        one row per quantized layer; ranges with and without LET
             run.json                     the record, written last (passionsr/benchmark/records.py)
         runs/sensitivity.csv             each layer quantized alone
         images/<run_id>/*.png            outputs on the test set

@@ -1,4 +1,4 @@
-"""What a configuration costs on K GPUs, before anything runs: jobs, hours, disk and the critical path.
+"""What a configuration costs on K GPUs before it runs: jobs, hours, disk and the critical path.
 
 Times are measured: those of a finished run of this very configuration, else rows of
 config/job_times.tsv, scaled by the work to do:
@@ -7,9 +7,9 @@ config/job_times.tsv, scaled by the work to do:
 - reference and infer: test images; score: test images x runs;
 - data, metric_weights, sensitivity, tables, table3, figures: one job of that model.
 
-Start-up and imports are not scaled. A job that runs the model and that nobody has measured at its scale
-is taken from the mini model's row, times the ratio of what PassionSR's calibration of one image takes
-here and there; other jobs count 0 s. The plan says which times are what.
+Start-up and imports are not scaled. A job that runs the model and that nobody has measured at its
+scale is taken from the mini model's row, times the ratio of what PassionSR's calibration of one
+image takes here and there; other jobs count 0 s. The plan says which times are what.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from passionsr.utils.files import UserError, write_text
 
 TIMES = Path("config/job_times.tsv")
 HEADER = """\
-# Measured times of workflow jobs for `passionsr plan`; the first matching row counts.
-# model: a pattern over `model:` of a configuration. job: the kind of job. class: of the method, or *.
-# units: the work behind work_s (passionsr/benchmark/plan.py says what is counted); startup_s does not grow with it.
-# mb_per_job, mb_per_unit: what a job leaves on disk.
+# Measured times of workflow jobs for `passionsr plan`; the first matching row counts. model: a
+# pattern over `model:` of a configuration. job: the kind of job. class: of the method, or *. units:
+# the work behind work_s (passionsr/benchmark/plan.py says what counts); startup_s does not grow
+# with it. mb_per_job, mb_per_unit: what a job leaves on disk.
 """
 COLUMNS = (
     "model", "job", "class", "units", "startup_s", "work_s", "mb_per_job", "mb_per_unit", "source",
@@ -226,16 +226,19 @@ def _summary(
     sources = Counter(e.source for e in estimates.values() if e.source)
     unknown = sum(e.source is None for e in estimates.values())
     lines = [
-        f"- GPU-hours: {gpu / 3600:.2f}; disk: {size:.2f} GB of products, twice that with DVC's cache",
+        f"- GPU-hours: {gpu / 3600:.2f}; disk: {size:.2f} GB of products, twice that with DVC's "
+        "cache",
         f"- wall time with {gpus} GPU(s): {_span(made.makespan)}; they are busy {busy:.0f} % of it",
-        f"- critical path, no number of GPUs is faster: {_span(chain)}: {' -> '.join(made.critical)}",
+        f"- critical path, no number of GPUs is faster: {_span(chain)}: "
+        f"{' -> '.join(made.critical)}",
         *(f"- {count} times from: {source}" for source, count in sources.most_common()),
     ]
     if unknown:
         lines.append(f"- {unknown} jobs have no measured time and count 0: hours are a lower bound")
     if any(SCALED in source for source in sources):
         lines.append(
-            "- scaled times are guesses within a small factor, and images are not counted in the disk"
+            "- scaled times are guesses within a small factor, and images are not counted in the "
+            "disk"
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""What a calibration writes about itself: runs/<run_id>/run.json, its one writer and its one reader."""
+"""What a calibration writes about itself, runs/<run_id>/run.json: its one writer and one reader."""
 
 from __future__ import annotations
 
@@ -56,16 +56,16 @@ class RunRecord(BaseModel):
     What identifies the run and what it was made with:
 
     run: method, scheme, scope and seed. method_class: "module:Class" of the method (key "class").
-    options: the method's options as the configuration gives them. config, config_digest: name of the
-    configuration and hash of all of it. run_digest: hash of what this run depends on in it. git: commit,
-    "-dirty" appended where files were changed. versions: package -> version. device: its name. threads:
-    torch threads.
+    options: the method's options as the configuration gives them. config, config_digest: name of
+    the configuration and hash of all of it. run_digest: hash of what this run depends on in it.
+    git: commit, "-dirty" appended where files were changed. versions: package -> version. device:
+    its name. threads: torch threads.
 
-    What was measured: model_bytes: size of the quantized model with packed codes, byte. seconds: from
-    the start of the job to the end of quantization. fit_seconds, fit_peak_mib: per fit stage, such as
-    encoder.let (keys "stage_seconds", "stage_peak_mib"). phases: parts of the whole job, in order.
-    peak_mib: largest resident memory of the job. peak_mib_before_calibration: the same when the float
-    model had been loaded.
+    What was measured: model_bytes: size of the quantized model with packed codes, byte. seconds:
+    from the start of the job to the end of quantization. fit_seconds, fit_peak_mib: per fit stage,
+    such as encoder.let (keys "stage_seconds", "stage_peak_mib"). phases: parts of the whole job, in
+    order. peak_mib: largest resident memory of the job. peak_mib_before_calibration: the same when
+    the float model had been loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -116,8 +116,8 @@ def write_record(
 ) -> RunRecord:
     """Write run.json of a finished calibration; the other arguments are fields of `RunRecord`.
 
-    seconds: not rounded. fits: rows with stage, seconds and peak_mib (MiB), one per fit stage. phases:
-    the first of them loads the float model.
+    seconds: not rounded. fits: rows with stage, seconds and peak_mib (MiB), one per fit stage.
+    phases: the first of them loads the float model.
     """
     record = RunRecord(
         run=dataclasses.asdict(run),
@@ -143,7 +143,7 @@ def write_record(
 
 
 def read_record(config: Config, run_id: str) -> RunRecord:
-    """run.json of a run; UserError if it is missing, damaged or of another version of this package."""
+    """run.json of a run; UserError if it is missing, damaged or of another version."""
     path = record_file(config, run_id)
     try:
         return RunRecord.model_validate(read_json(path))
@@ -162,6 +162,6 @@ def check_run(config: Config, run_id: str) -> None:
     expected = config.run_digest(config.run(run_id))
     if made != expected:
         raise UserError(
-            f"{run_id}: its artifact comes from another configuration ({made}, expected {expected}); "
-            "delete its folder and run again"
+            f"{run_id}: its artifact comes from another configuration ({made}, expected "
+            f"{expected}); delete its folder and run again"
         )

@@ -73,9 +73,9 @@ def stale_lock(argv: Sequence[str]) -> str | None:
 def is_whole(path: Path) -> bool:
     """False for a file that was cut off, as a machine that loses power does to it.
 
-    safetensors: what the library checks when it opens a file, its length included. PNG: the end marker;
-    PIL's own check would read gigabytes at the paper's scale, and accepts a file whose last four bytes
-    are missing. Text (CSV, JSON, Markdown, TeX): the last line has its end.
+    safetensors: what the library checks when it opens a file, its length included. PNG: the end
+    marker; PIL's own check would read gigabytes at the paper's scale, and accepts a file whose last
+    four bytes are missing. Text (CSV, JSON, Markdown, TeX): the last line has its end.
     """
     if path.suffix == ".safetensors":
         try:
@@ -103,8 +103,8 @@ def check_whole(results: Path) -> None:
     ]
     if cut:
         raise UserError(
-            f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full disk); "
-            f"remove, then give your command again: rm -f {shlex.join(cut)}"
+            f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full "
+            f"disk); remove, then give your command again: rm -f {shlex.join(cut)}"
         )
 
 
@@ -120,8 +120,8 @@ def remove_leftovers(results: Path) -> None:
 def settle_clock(results: Path) -> None:
     """Set the time stamp of files from the future (the clock was ahead then) to the present.
 
-    Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide what
-    runs again.
+    Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide
+    what runs again.
     """
     now = time.time()
     for path in results.rglob("*"):
@@ -148,7 +148,7 @@ def explain_failure(results: Path) -> None:
 
 
 def look(results: Path, argv: Sequence[str]) -> None:
-    """Before anything is planned: say what a killed start left that the user has to decide about."""
+    """Before anything is planned: say what a killed start left for the user to decide about."""
     hint = stale_lock(argv)
     if hint is not None:
         print(hint, file=sys.stderr)

@@ -16,8 +16,8 @@ MEASURED_FILES = ("tables/cost.md", "tables/table4.csv", "tables/table4.md", "ta
 def products(results: Path) -> dict[str, bytes]:
     """Relative path -> bytes of all that must be reproduced; run.json without what is measured.
 
-    These are the folders PRODUCTS and the files beside them, without MEASURED_FILES. The folders logs
-    and benchmarks describe a run of the workflow and not its result.
+    These are the folders PRODUCTS and the files beside them, without MEASURED_FILES. The folders
+    logs and benchmarks describe a run of the workflow and not its result.
     """
     found = {}
     files = [p for part in PRODUCTS for p in (results / part).rglob("*") if p.is_file()]

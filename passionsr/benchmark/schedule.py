@@ -1,7 +1,7 @@
-"""When each job of a plan would start and end on a number of GPUs, and the chain that nothing shortens.
+"""When each job of a plan starts and ends on a number of GPUs, and the longest chain of jobs.
 
-The graph is networkx's. The schedule is own code: neither networkx nor the standard library assigns jobs
-to a limited number of workers.
+The graph is networkx's. The schedule is own code: neither networkx nor the standard library assigns
+jobs to a limited number of workers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ ON_GPU = RUN_THE_MODEL
 
 @dataclass(frozen=True)
 class Schedule:
-    """Start and end of every job in seconds; critical: the labels of the longest chain, in order."""
+    """Start and end of every job in seconds; critical: labels of the longest chain, in order."""
 
     start: dict[str, float]
     end: dict[str, float]
@@ -52,7 +52,7 @@ def time_behind(graph: nx.DiGraph[str], seconds: Mapping[str, float]) -> dict[st
 
 
 def critical_path(graph: nx.DiGraph[str], seconds: Mapping[str, float]) -> list[str]:
-    """Labels of the longest chain. networkx weighs edges: each carries the time of its first job."""
+    """Labels of the longest chain; networkx weighs edges, so each has the time of its first job."""
     end = "(end)"
     timed: nx.DiGraph[str] = nx.DiGraph()
     timed.add_weighted_edges_from((job, after, seconds[job]) for job, after in graph.edges)

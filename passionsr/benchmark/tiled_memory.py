@@ -15,8 +15,8 @@ from tabulate import tabulate
 
 from passionsr.utils.files import UserError
 
-# Side 64 latents as PassionSR; VAE tiles of the same 256 px at the 4 px per latent of the small model.
-TILES = {
+# 64 latents as PassionSR uses; VAE tiles of the same 256 px, at the small model's 4 px per latent.
+TILES: dict[str, Any] = {
     "latent_tile": 64,
     "latent_overlap": 16,
     "encoder_tile": 256,
@@ -81,7 +81,7 @@ def tile_report(model: Path, sizes: Sequence[int], threads: int) -> str:
     """A Markdown table over sizes: whole (where it fits) and in tiles."""
     rows = []
     for size in sizes:
-        ways = {"whole": {}} if size <= WHOLE_UP_TO else {}
+        ways: dict[str, dict[str, Any]] = {"whole": {}} if size <= WHOLE_UP_TO else {}
         for way, options in {**ways, "tiles": TILES}.items():
             made = _in_a_process(model, size, options, threads)
             rows.append(
@@ -93,7 +93,7 @@ def tile_report(model: Path, sizes: Sequence[int], threads: int) -> str:
 
 
 def difference_report(model_folder: Path, size: int, threads: int) -> str:
-    """What each kind of tile changes: output against the whole image's, at a size that fits whole."""
+    """What each kind of tile changes, compared with the whole image at a size that fits."""
     import numpy as np
     import torch
 

@@ -1,8 +1,8 @@
-"""Seconds and memory of finished workflow jobs, from Snakemake's benchmark files and the jobs' own logs.
+"""Seconds and memory of finished jobs, from Snakemake's benchmark files and the jobs' own logs.
 
 The seconds of a job come from results/<name>/benchmarks/<job>.tsv: Snakemake writes this file when
-the job has succeeded, on a cluster too, and it always describes the last attempt. Three facts are not
-in it; a job logs them in results/<name>/logs/<job>.log, which holds the last attempt only, too:
+the job has succeeded, on a cluster too, and it always describes the last attempt. Three facts are
+not in it; a job logs them in results/<name>/logs/<job>.log, which holds the last attempt only, too:
 
 - when it began; the time stamps of files do not survive every copy;
 - how long start-up and imports took: `passionsr plan` scales the work of a job, not its start-up;
@@ -104,7 +104,7 @@ def job_times(results: Path) -> list[JobTime]:
 
 
 def report(results: Path) -> str:
-    """A Markdown table: jobs, seconds and memory per kind of job, then the wall time of them all."""
+    """A Markdown table: jobs, seconds and memory per kind of job; below it the wall time."""
     from tabulate import tabulate
 
     jobs = job_times(results)

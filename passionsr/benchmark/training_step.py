@@ -1,7 +1,8 @@
-"""What fake quantization costs: one training step with every layer quantized against the same step in FP32.
+"""What fake quantization costs: a training step with every layer quantized, against one in FP32.
 
-The batch is one of the calibration's (4 x 4 x 32 x 32 latents). FP32 trains all weights of the UNet; the
-quantized steps train LET, LBQ, or both. Minimum over repeats, FP32 and quantized steps in turn, in one process.
+The batch is one of the calibration's (4 x 4 x 32 x 32 latents). FP32 trains all weights of the
+UNet; the quantized steps train LET, LBQ, or both. Times are the minimum over repeats, FP32 and
+quantized steps in turn, in one process.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def _seconds(run: Callable[[Tensor], Tensor], latent: Tensor) -> float:
 def step_ratios(model: OneStepSR, repeats: int = 10, threads: int = 1) -> str:
     """A Markdown table: seconds of the step in FP32 and quantized, and their ratio."""
     torch.set_num_threads(threads)
-    keep_freed_memory()  # as stages do
+    keep_freed_memory()  # as workflow jobs do
     latent = torch.randn(4, 4, 32, 32, generator=torch.Generator().manual_seed(0))
     float_model = deepcopy(model)
     float_model.unet.requires_grad_(True)

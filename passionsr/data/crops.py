@@ -24,8 +24,9 @@ class Crop:
     """One row of a data list.
 
     source: "skimage:<file>" (comes with scikit-image) or a PNG path relative to the list.
-    photo: the photograph it was cut from, which keeps the sets disjoint. hr_sha256, lr_sha256: of the
-    raw uint8 pixels, so that a change anywhere (library, rule, file) is noticed.
+    photo: the photograph it was cut from, which keeps the sets disjoint. x, y, size: px of that
+    photograph. hr_sha256, lr_sha256: of the raw uint8 pixels, so that a change anywhere (library,
+    rule, file) is noticed.
     """
 
     name: str
@@ -44,7 +45,10 @@ def pixels_sha256(array: np.ndarray) -> str:
 
 
 def read_list(path: str | Path) -> list[Crop]:
-    """Read a tab-separated data list; UserError for a missing file, wrong columns or repeated names."""
+    """Read a tab-separated data list.
+
+    Raises UserError for a missing file, wrong columns or a repeated name.
+    """
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: data list not found")
@@ -91,7 +95,7 @@ def make_pair(crop: Crop, base: Path) -> tuple[np.ndarray, np.ndarray]:
 def write_pairs(
     list_path: str | Path, folder: str | Path, limit: int | None = None
 ) -> list[ImagePair]:
-    """Write folder/HR/<name>.png and folder/LR/<name>.png for every row, checked against its hashes.
+    """Write folder/{HR,LR}/<name>.png for every row, checked against its hashes.
 
     limit: only the first rows.
 
@@ -104,7 +108,8 @@ def write_pairs(
             if pixels_sha256(array) != expected:
                 raise UserError(
                     f"{crop.name}: {kind} pixels differ from {list_path} "
-                    f"({pixels_sha256(array)[:12]}, expected {expected[:12]}); use the locked environment"
+                    f"({pixels_sha256(array)[:12]}, expected {expected[:12]}); use the locked "
+                    "environment"
                 )
             write_uint8(folder / kind / f"{crop.name}.png", array)
     return pairs_in(list_path, folder)[:limit]
@@ -139,7 +144,10 @@ CROP_COLUMNS = [f.name for f in fields(RelativeCrop)]
 
 
 def draw_crops(images: Sequence[str], count: int, size: int, seed: int) -> list[RelativeCrop]:
-    """`count` different photographs by a seeded draw, one crop each, positions drawn from the file's name."""
+    """`count` different photographs by a seeded draw, one crop of `size` px each.
+
+    A crop's position is drawn from the seed and the name of its file.
+    """
     order = rng_for("calibration", seed).permutation(len(images))[:count]
     crops = []
     for index in sorted(order.tolist()):
@@ -162,7 +170,7 @@ def read_crops(path: Path) -> list[RelativeCrop]:
 def write_crops(
     crops: Sequence[RelativeCrop], photos: dict[str, Path], folder: Path
 ) -> list[ImagePair]:
-    """Cut HR crops, make LR by bicubic downscaling (methods.md 2.4), write folder/{HR,LR}; returns the pairs.
+    """Cut HR crops, make LR by bicubic downscaling, write folder/{HR,LR}; returns the pairs.
 
     Raises UserError if a photograph is missing or smaller than its crop.
     """

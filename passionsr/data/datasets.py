@@ -1,7 +1,8 @@
 """Datasets of image files: where they come from, and how LR and HR are paired.
 
-A dataset is a folder and two patterns; LR and HR belong together by an explicit rule for their stems. What
-was found is written to a sheet (`<results>/data/<dataset>.tsv`), and everything after that reads the sheet.
+A dataset is a folder and two patterns; LR and HR belong together by an explicit rule for their
+stems. What was found is written to a sheet (`<results>/data/<dataset>.tsv`), and everything after
+that reads the sheet.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ LOCKS = Path("config/datasets.lock")
 DATA = Path("data")
 
 
-# Rule -> (suffix of an LR stem, suffix of an HR stem); what is left is the key of the pair (methods.md 10).
+# Rule -> (suffix of an LR stem, suffix of an HR stem); what is left is the key of the pair
+# (docs/methods.md#data).
 PAIRINGS = {
     "same": ("", ""),
     "realsr": ("_LR4", "_HR"),
@@ -73,8 +75,9 @@ class ImagePair:
 class Dataset:
     """A folder of image files.
 
-    lr, hr: patterns relative to the folder; lr is empty where there are HR photographs alone. count: of
-    pairs (photographs), asserted. source: what `passionsr fetch` downloads; obtain: where it is found otherwise.
+    lr, hr: patterns relative to the folder; lr is empty where there are HR photographs alone.
+    pairing: a rule of PAIRINGS. count: of pairs (photographs), asserted. source: what `passionsr
+    fetch` downloads. obtain: where it is found otherwise.
     """
 
     name: str
@@ -112,7 +115,8 @@ class Dataset:
     def pairs(self) -> list[ImagePair]:
         """LR and HR by the stem rule, sorted by name.
 
-        Raises UserError unless the rule is a bijection, the count is right and HR is SCALE times LR (header only).
+        Raises UserError unless the rule is a bijection, the count is right and HR is SCALE times LR
+        (header only).
         """
         problem = self.missing()
         if problem:
@@ -124,8 +128,9 @@ class Dataset:
             alone = sorted(set(one) - set(other))
             if alone:
                 raise UserError(
-                    f"dataset {self.name}: {len(alone)} of {len(one)} images have no {kind}, first: {one[alone[0]]} "
-                    f"(rule {self.pairing}: LR <key>{lr_suffix}, HR <key>{hr_suffix})"
+                    f"dataset {self.name}: {len(alone)} of {len(one)} images have no {kind}, "
+                    f"first: {one[alone[0]]} (rule {self.pairing}: LR <key>{lr_suffix}, "
+                    f"HR <key>{hr_suffix})"
                 )
         self._check_count(len(lr))
         return sorted(
@@ -154,8 +159,8 @@ class Dataset:
         for path in sorted(self.folder.glob(pattern)):
             if not path.stem.endswith(suffix) or path.stem == suffix:
                 raise UserError(
-                    f"dataset {self.name}: {path} does not end in {suffix}{path.suffix}, as its rule "
-                    f"{self.pairing} says"
+                    f"dataset {self.name}: {path} does not end in {suffix}{path.suffix}, as its "
+                    f"rule {self.pairing} says"
                 )
             key = path.stem.removesuffix(suffix)
             if key in found:
@@ -253,7 +258,7 @@ def write_sheet(pairs: Iterable[ImagePair], path: Path) -> None:
 def read_sheet(path: Path) -> list[ImagePair]:
     """The pairs of a sheet; UserError if it is missing."""
     if not path.is_file():
-        raise UserError(f"{path}: not found; the data stage writes it")
+        raise UserError(f"{path}: not found; the job `data` writes it")
     with path.open(newline="") as stream:
         rows = list(csv.DictReader(stream, delimiter="\t"))
     return [

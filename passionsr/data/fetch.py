@@ -1,4 +1,4 @@
-"""Downloads that can be resumed and are checked, archives that cannot write outside their folder."""
+"""Downloads that are resumed and checked; archives that cannot write outside their folder."""
 
 from __future__ import annotations
 
@@ -48,7 +48,10 @@ class Archive:
 
 @dataclass(frozen=True)
 class Source:
-    """Archives that make one folder data/<name>; members: patterns of what to unpack, all if empty."""
+    """Archives that together make one folder data/<name>.
+
+    members: patterns of the files to unpack, all if empty.
+    """
 
     name: str
     archives: tuple[Archive, ...]
@@ -59,7 +62,10 @@ class Source:
 
 
 def _request(url: str, part: Path, tag: Path) -> urllib.request.Request:
-    """A request for what `part` lacks; If-Range makes a server send all of a file that has changed."""
+    """A request for the bytes that `part` lacks.
+
+    If-Range makes a server send the whole file if it has changed since.
+    """
     headers = {"User-Agent": "passionsr-bench"}
     if part.is_file() and part.stat().st_size and tag.is_file():
         headers |= {"Range": f"bytes={part.stat().st_size}-", "If-Range": tag.read_text()}
@@ -68,7 +74,10 @@ def _request(url: str, part: Path, tag: Path) -> urllib.request.Request:
 
 
 def _receive(url: str, part: Path, timeout: float) -> None:
-    """Bring `part` up to the whole file; OSError or HTTPException if the connection fails or ends early."""
+    """Bring `part` up to the whole file.
+
+    Raises OSError or HTTPException if the connection fails or ends early.
+    """
     tag = part.with_name(part.name + ".etag")
     with urllib.request.urlopen(_request(url, part, tag), timeout=timeout) as response:
         resumed = response.status == 206
@@ -98,7 +107,10 @@ def _receive(url: str, part: Path, timeout: float) -> None:
 
 
 def _complete(url: str, part: Path, timeout: float, attempts: int) -> str | None:
-    """Bring `part` up to the whole file; the reason if that fails. Only a broken transfer is tried again."""
+    """Bring `part` up to the whole file; returns the reason if that fails, else None.
+
+    Only a broken transfer is tried again.
+    """
     for attempt in range(1, attempts + 1):
         try:
             _receive(url, part, timeout)
@@ -157,9 +169,9 @@ def download(
         failures.append(f"{url}: {problem}")
     else:
         raise UserError(
-            f"{archive.file} could not be downloaded ({'; '.join(failures)}); what has arrived is kept and "
-            f"resumed. Or fetch it by other means and put it at {path}, or name a local folder of its images as "
-            "`folder:` of the dataset in the configuration"
+            f"{archive.file} could not be downloaded ({'; '.join(failures)}); what has arrived is "
+            f"kept and resumed. Or fetch it by other means and put it at {path}, or name a local "
+            "folder of its images as `folder:` of the dataset in the configuration"
         )
     try:
         digest = check_archive(part, archive, sha256)
@@ -210,8 +222,8 @@ def _tar_members(archive: Path, stack: ExitStack) -> Iterator[tuple[str, object]
 def unpack(archive: Path, folder: Path, members: Sequence[str] = ()) -> int:
     """Unpack regular files into `folder` and return their number.
 
-    Every member is checked before the first is written: UserError for an absolute path, `..`, a drive, a
-    link, a device, two members of one name, or a file that is no readable zip or tar.
+    Every member is checked before the first is written: UserError for an absolute path, `..`, a
+    drive, a link, a device, two members of one name, or a file that is no readable zip or tar.
     members: fnmatch patterns; empty means all.
     """
     with ExitStack() as stack:
@@ -254,8 +266,8 @@ def fetch_source(source: Source, root: Path, locks: Path) -> Path:
         return target
     if target.exists():
         raise UserError(
-            f"{target}: exists but was not made by passionsr fetch; move it away, or name it as the dataset's "
-            "folder in the configuration"
+            f"{target}: exists but was not made by passionsr fetch; move it away, or name it as "
+            "the dataset's folder in the configuration"
         )
     lock_file = locks / f"{source.name}.json"
     lock = read_json(lock_file) if lock_file.is_file() else {}

@@ -10,7 +10,7 @@ from PIL import Image
 
 from passionsr.utils.files import UserError, atomic_path
 
-if TYPE_CHECKING:  # torch takes seconds to import; the data, table and figure stages do without
+if TYPE_CHECKING:  # torch takes seconds to import; the jobs data, tables and figures do without
     from torch import Tensor
 
 SCALE = 4
@@ -54,7 +54,7 @@ def to_tensor(array: np.ndarray) -> Tensor:
 
 
 def to_uint8(image: Tensor) -> np.ndarray:
-    """(1, 3, H, W) float in [0, 1] -> (H, W, 3) uint8 by truncation, as OSEDiff does (methods.md 1.4).
+    """(1, 3, H, W) float in [0, 1] -> (H, W, 3) uint8 by truncation, as OSEDiff's code does.
 
     Raises UserError if the image holds NaN or infinity: the model or its input is broken.
     """
@@ -66,7 +66,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
 
 def upscale(lr: np.ndarray, scale: int = SCALE) -> np.ndarray:
-    """(h, w, 3) -> (scale*h, scale*w, 3) uint8 by PIL bicubic, the model's input (methods.md 1.4)."""
+    """(h, w, 3) -> (scale*h, scale*w, 3) uint8 by PIL bicubic: the model's input."""
     height, width = lr.shape[:2]
     size = (width * scale, height * scale)
     return np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))

@@ -1,4 +1,4 @@
-"""The full-size proof: seconds and memory of every part of every run, from what the runs recorded."""
+"""The full-size proof: seconds and memory of every part of every run, as the runs recorded them."""
 
 from __future__ import annotations
 

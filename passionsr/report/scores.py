@@ -38,7 +38,10 @@ def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 
 
 def run_costs(config: Config) -> pd.DataFrame:
-    """One row per run: run, bits, method (title), scope, and its calibration's seconds, peak MiB and mib above the imports."""
+    """One row per run: run, bits, method (title), scope, and what its calibration took.
+
+    That is seconds, peak MiB, and mib: MiB above those of the loaded float model.
+    """
     rows = []
     for run in config.runs:
         made = read_record(config, run.run_id)
