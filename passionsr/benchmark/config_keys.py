@@ -144,7 +144,7 @@ class ConfigFile(StrictModel):
     """Blocks of runs; each block is the product of its four lists."""
     budget: Annotated[
         Annotated[BudgetName, Tag("string")] | Annotated[Budget, Tag("object")], BY_JSON_TYPE
-    ] = Field(default="default", json_schema_extra=reaches("calibrate"))
+    ] = Field(default="default", json_schema_extra=reaches("calibrate", "report"))
     """A name in budgets.yaml, or options by method class. They are over the defaults of the class
     and under the options of the registry."""
     batch_size: PositiveInt = Field(json_schema_extra=reaches("calibrate"))
@@ -153,7 +153,7 @@ class ConfigFile(StrictModel):
         min_length=1, json_schema_extra=reaches("score", "report")
     )
     """Columns of the tables, in this order."""
-    limit: LimitKeys = LimitKeys()
+    limit: LimitKeys = Field(default=LimitKeys(), json_schema_extra=reaches(*JOBS))
     """Use only the first rows of the lists and the first images of each dataset."""
     sensitivity: SchemeName | None = Field(
         default=None, json_schema_extra=reaches("calibrate", "report")
@@ -169,7 +169,7 @@ class ConfigFile(StrictModel):
             pattern="^(cpu|cuda(:[0-9]+)?)$",
             json_schema_extra={"expected": "cpu, cuda or cuda:<number>"},
         ),
-    ] = Field(default="cpu", json_schema_extra=reaches("reference", "calibrate", "infer"))
+    ] = Field(default="cpu", json_schema_extra=reaches("reference", "calibrate", "infer", "report"))
     """Torch device of reference, calibration and inference."""
     posterior: Literal["mean", "sample"] = Field(
         default="mean", json_schema_extra=reaches("reference", "infer")

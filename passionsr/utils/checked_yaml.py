@@ -112,9 +112,12 @@ def read_yaml(path: Path) -> Any:
         raise UserError(f"{path}: is a folder, expected a YAML file") from None
     except UnicodeDecodeError:
         raise UserError(f"{path}: not a text file in UTF-8") from None
-    except yaml.YAMLError as err:
-        problem = " ".join(str(err).split())
-        raise UserError(f"{path}: not valid YAML ({problem})") from None
+    except yaml.MarkedYAMLError as err:
+        mark = err.problem_mark
+        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
+        raise UserError(f"{path}: not valid YAML ({place}{err.problem})") from None
+    except yaml.YAMLError as err:  # of the reader: a character that YAML does not allow
+        raise UserError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from None
     except UserError as err:
         raise UserError(f"{path}: {err}") from None
 
@@ -225,17 +228,19 @@ def _shown(value: object) -> str:
 
 def _place(location: Sequence[str | int], root: Schema) -> tuple[str, Schema]:
     """(key path such as runs[0].seeds, schema there) of a pydantic error's location."""
-    text, node = "", root
+    text, node, outer = "", root, root
     for step in location:
         members = alternatives(node, root)
-        if step == "[key]" or (len(members) > 1 and step in {m.get("type") for m in members}):
-            # pydantic names the member of a union, or says that the key itself is wrong.
-            node = next((m for m in members if m.get("type") == step), node)
-            continue
-        node = {}
-        for member in members:
-            node = entry_schema(member, step) or node
-        text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
+        if step == "[key]":  # the key itself is wrong
+            node = outer.get("propertyNames", {})
+        elif len(members) > 1 and step in {member.get("type") for member in members}:
+            # the member of a union that checked the value
+            node = next(member for member in members if member.get("type") == step)
+        else:
+            node, outer = next(
+                ((found, m) for m in members if (found := entry_schema(m, step))), ({}, node)
+            )
+            text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
     return text or "top level", node
 
 
