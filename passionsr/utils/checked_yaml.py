@@ -39,6 +39,7 @@ STRICT = ConfigDict(
 )
 
 _GIVEN_LENGTH = 60  # characters of a value that a message quotes
+_MISTAKES = 8  # that one message names
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
 _TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null", "number": "a number"}
 
@@ -139,6 +140,8 @@ def read_checked(
     except ValidationError as err:
         schema = adapter.json_schema()
         lines = [_line(e, schema, renamed or {}) for e in _innermost(err.errors(include_url=False))]
+        if len(lines) > _MISTAKES:  # perhaps another kind of file
+            lines = [*lines[:_MISTAKES], f"and {len(lines) - _MISTAKES} more mistakes"]
         raise UserError(f"{path}: {'; '.join(lines)}") from None
 
 
@@ -154,8 +157,8 @@ def located(place: object) -> Iterator[None]:
 def closest_first(given: str, known: Iterable[str]) -> list[str]:
     """`known` in its order, but what is spelled most like `given` comes first.
 
-    >>> closest_first("thread", ["name", "threads", "test"])
-    ['threads', 'test', 'name']
+    >>> closest_first("thread", ["name", "model", "threads"])
+    ['threads', 'name', 'model']
     """
     names = list(known)
     close = difflib.get_close_matches(given, names)

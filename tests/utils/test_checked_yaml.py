@@ -81,6 +81,9 @@ def test_values_arrive_as_they_are():
         ({"old": 1}, "inner: missing, expected a mapping; old: this key is now called flag"),
         (["x" * 99],
          f'top level: ["{"x" * 55}... given, expected a mapping with the keys inner, flag'),
+        ({"inner": {}, **{f"k{i}": 0 for i in range(10)}},
+         "; ".join(f"k{i}: unknown key; known: inner, flag" for i in range(8))
+         + "; and 2 more mistakes"),
         ({"inner": {"a": {"text": {1, 2}}}},
          "a value of type set given, expected text, a number or a list"),
     ],
