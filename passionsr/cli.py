@@ -155,7 +155,8 @@ def _bench(args: argparse.Namespace) -> None:
 
 
 def _fetch(args: argparse.Namespace) -> None:
-    from passionsr.data.datasets import DATA, LOCKS, load_sources
+    from passionsr.data.dataset_registry import load_sources
+    from passionsr.data.datasets import DATA, LOCKS
     from passionsr.data.fetch import fetch_source
 
     sources = load_sources()

@@ -2,38 +2,53 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from passionsr.data.datasets import Dataset, dataset_from, expand
-from passionsr.metrics.registry import check_metrics
-from passionsr.quantization.spec import Scheme
+from passionsr.benchmark.config_keys import (
+    ConfigFile,
+    ExternalOutputKeys,
+    RunBlock,
+    parse_scheme,
+)
+from passionsr.benchmark.method_registry import (
+    ABLATIONS,
+    Budget,
+    MethodEntry,
+    load_budget,
+    load_methods,
+)
+from passionsr.data.dataset_registry import DatasetChoice, dataset_from
+from passionsr.data.datasets import Dataset, expand
+from passionsr.utils.checked_yaml import closest_first, located, read_checked, read_yaml
 from passionsr.utils.files import UserError
 
-SCHEMA = Path(__file__).resolve().parents[2] / "workflow" / "schemas" / "config.schema.yaml"
+__all__ = [
+    "ABLATIONS",
+    "BICUBIC",
+    "FP32",
+    "RELEASED_TABLES",
+    "Config",
+    "ExternalOutputs",
+    "MethodEntry",
+    "Run",
+    "expand_runs",
+    "load_budget",
+    "load_config",
+    "load_methods",
+    "parse_scheme",
+]
 
 # Reference rows of every table; they are runs without a calibration.
 FP32, BICUBIC = "fp32", "bicubic"
-# Ablation tables: a part of the method off; behaviour of the released code on.
-ABLATIONS = ("parts", "released")
 RELEASED_TABLES = ("released", "released_cost")
-
-
-@dataclass(frozen=True)
-class MethodEntry:
-    """One line of the registry. ablation: None, or the table it belongs to, "parts" or "released"."""
-
-    name: str
-    target: str
-    title: str
-    options: dict[str, Any]
-    ablation: str | None = None
+# Keys of former versions and what they are called now.
+RENAMED = {"lean": "low_memory", "given": "external_outputs"}
 
 
 @dataclass(frozen=True)
@@ -55,7 +70,8 @@ class Run:
 class ExternalOutputs:
     """Outputs made elsewhere, scored like a run: folder/<image>.png for every image of `dataset`.
 
-    published: per-image scores to compare ours with (CSV: image, then metrics); None if there are none.
+    published: per-image scores to compare ours with (CSV: image, then metrics); None if there are
+    none.
     """
 
     name: str
@@ -65,37 +81,39 @@ class ExternalOutputs:
     published: Path | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config:
-    """A checked configuration.
+    """A checked configuration: what a file's keys (config_keys.ConfigFile) mean.
 
-    test: data list of embedded crops, None where `datasets` (image folders) are tested. calibration: data list;
-    photos: the dataset whose photographs a list of relative crops cuts up.
+    test: data list of embedded crops, None where `datasets` (image folders) are tested.
+    calibration: data list; photos: the dataset whose photographs a list of relative crops cuts up.
+    limits, expected_layers: only what is given. inference: options that differ from the defaults.
+    entries: the whole registry of methods. digest: of the file and its budget.
     """
 
     name: str
     model: str
     test: Path | None
+    datasets: tuple[Dataset, ...]
     calibration: Path
+    photos: Dataset | None
     limits: dict[str, int]
     entries: dict[str, MethodEntry]
     runs: tuple[Run, ...]
-    budget: dict[str, dict[str, Any]]
+    budget: Budget
     batch_size: int
     metrics: tuple[str, ...]
     threads: int
     sensitivity: str | None
     posterior: str
+    inference: dict[str, Any]
+    resize_mismatch: bool
     low_memory: bool
     device: str
     memory_mb: int
     expected_layers: dict[str, int]
+    external_outputs: tuple[ExternalOutputs, ...]
     digest: str
-    datasets: tuple[Dataset, ...] = ()
-    photos: Dataset | None = None
-    external_outputs: tuple[ExternalOutputs, ...] = ()
-    inference: dict[str, Any] = field(default_factory=dict)
-    resize_mismatch: bool = False
 
     @property
     def results(self) -> Path:
@@ -104,7 +122,7 @@ class Config:
 
     @property
     def tables(self) -> list[str]:
-        """Names of the tables of metrics; RELEASED_TABLES only where the run sheet has such runs."""
+        """Names of the tables of metrics; RELEASED_TABLES only where such runs are in the sheet."""
         released = any(self.entries[r.method].ablation == "released" for r in self.runs)
         return ["table2", "ablation", "table4", "unet_only", *(RELEASED_TABLES if released else ())]
 
@@ -121,152 +139,131 @@ class Config:
         return {**self.budget.get(entry.target, {}), **entry.options}
 
     def run_digest(self, run: Run) -> str:
-        """Hash of everything in the configuration that this run's artifact depends on."""
+        """Hash of everything in the configuration that this run's artifact depends on.
+
+        Not in it: low_memory, which changes no byte, and memory_mb and expected_layers, which only
+        decide whether a calibration may go on.
+        """
         entry = self.entries[run.method]
         value = [
-            self.model, str(self.calibration), self.limits.get("calibration"), self.batch_size,
-            self.threads, entry.target, self.options(run), run.scheme, run.scope, run.seed,
-        ]  # fmt: skip
+            self.model,
+            str(self.calibration),
+            self.limits.get("calibration"),
+            self.batch_size,
+            self.threads,
+            entry.target,
+            self.options(run),
+            run.scheme,
+            run.scope,
+            run.seed,
+        ]
         if self.device != "cpu":
             value.append(self.device)
-        return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
+        return _digest(value)
 
 
-def _load_yaml(path: Path) -> Any:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
-    except yaml.YAMLError as err:
-        raise UserError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from None
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def load_methods(path: str | Path) -> dict[str, MethodEntry]:
-    """Read the registry of methods; UserError for a malformed entry."""
-    raw = _load_yaml(Path(path))
-    entries = {}
-    for name, value in (raw or {}).items():
-        known = {"class", "title", "options", "ablation"}
-        if not isinstance(value, dict) or "class" not in value or set(value) - known:
-            raise UserError(f"{path}: {name}: give class, and optionally title, options, ablation")
-        if value.get("ablation") not in (None, *ABLATIONS):
-            raise UserError(f"{path}: {name}: ablation is one of {', '.join(ABLATIONS)}")
-        entries[name] = MethodEntry(
-            name,
-            value["class"],
-            value.get("title", name),
-            value.get("options", {}),
-            value.get("ablation"),
-        )
-    return entries
-
-
-def load_budget(budget: str | dict[str, Any], methods: Path) -> dict[str, dict[str, Any]]:
-    """Class -> options: `budget` itself, or the one of that name in budgets.yaml beside the registry."""
-    if isinstance(budget, dict):
-        return budget
-    path = methods.with_name("budgets.yaml")
-    known = _load_yaml(path)
-    if budget not in known:
-        raise UserError(f"budget {budget!r} is unknown; {path} has {', '.join(known)}")
-    return known[budget]
-
-
-def expand_runs(
-    blocks: Sequence[dict[str, Any]], entries: dict[str, MethodEntry]
-) -> tuple[Run, ...]:
-    """The product of every block, without repetition; UserError for unknown methods or bad bits."""
+def expand_runs(blocks: Sequence[RunBlock], entries: Mapping[str, MethodEntry]) -> tuple[Run, ...]:
+    """The product of every block, without repetition; UserError for an unknown method."""
     runs: dict[str, Run] = {}
-    for block in blocks:
-        for method in block["methods"]:
+    for index, block in enumerate(blocks):
+        for method in block.methods:
             if method not in entries:
-                raise UserError(f"method {method!r} is unknown; known: {', '.join(entries)}")
-            for scheme in block["schemes"]:
-                parse_scheme(scheme)
-                for scope in block["scopes"]:
-                    for seed in block["seeds"]:
+                known = ", ".join(closest_first(method, entries))
+                raise UserError(
+                    f"runs[{index}].methods: method {method!r} is unknown; known: {known}"
+                )
+            for scheme in block.schemes:
+                for scope in block.scopes:
+                    for seed in block.seeds:
                         run = Run(method, scheme, scope, seed)
                         runs[run.run_id] = run
     return tuple(runs.values())
 
 
-def parse_scheme(text: str) -> Scheme:
-    """Scheme.parse with its error as the user's."""
-    try:
-        return Scheme.parse(text)
-    except ValueError as err:
-        raise UserError(f"scheme {text!r}: {err}") from None
-
-
-def _datasets(specs: Sequence[dict[str, Any]]) -> tuple[Dataset, ...]:
-    found = tuple(dataset_from(spec) for spec in specs)
-    for dataset in found:
-        if not dataset.lr:
-            raise UserError(f"dataset {dataset.name}: a test set needs LR images; give `lr:`")
-    if len({d.name for d in found}) < len(found):
-        raise UserError("test: two datasets have the same name")
-    return found
+def _datasets(choices: Sequence[DatasetChoice]) -> tuple[Dataset, ...]:
+    found: dict[str, Dataset] = {}
+    for index, choice in enumerate(choices):
+        with located(f"test[{index}]"):
+            dataset = dataset_from(choice)
+            if not dataset.lr:
+                raise UserError(f"dataset {dataset.name}: a test set needs LR images; give `lr:`")
+            if dataset.name in found:
+                raise UserError(
+                    f"two datasets have the name {dataset.name}; give one another `name:`"
+                )
+        found[dataset.name] = dataset
+    return tuple(found.values())
 
 
 def _external_outputs(
-    specs: Sequence[dict[str, Any]], config: Config
+    specs: Sequence[ExternalOutputKeys], datasets: Sequence[Dataset], taken: set[str]
 ) -> tuple[ExternalOutputs, ...]:
-    found = []
-    for spec in specs:
-        paths = {k: expand(v) for k, v in spec.items() if k in ("folder", "published")}
-        outputs = ExternalOutputs(**{"title": spec["name"], **spec, **paths})
-        if outputs.dataset not in {d.name for d in config.datasets}:
-            raise UserError(
-                f"external_outputs {outputs.name}: dataset {outputs.dataset!r} is not in test"
+    """taken: names that other rows of the tables have."""
+    found: dict[str, ExternalOutputs] = {}
+    tested = [dataset.name for dataset in datasets]
+    for index, spec in enumerate(specs):
+        with located(f"external_outputs[{index}]"):
+            if spec.dataset not in tested:
+                has = ", ".join(closest_first(spec.dataset, tested)) or "no dataset"
+                raise UserError(f"dataset {spec.dataset!r} is not in test, which has {has}")
+            if spec.name in taken | set(found):
+                raise UserError(f"the name {spec.name!r} is taken; give another")
+            published = expand(spec.published) if spec.published else None
+            found[spec.name] = ExternalOutputs(
+                spec.name, spec.title or spec.name, spec.dataset, expand(spec.folder), published
             )
-        if outputs.name in {FP32, BICUBIC, *config.entries}:
-            raise UserError(f"external_outputs {outputs.name}: the name is taken")
-        found.append(outputs)
-    return tuple(found)
+    return tuple(found.values())
+
+
+def _changed(options: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from its defaults."""
+    found = ((f, getattr(options, f.name)) for f in dataclasses.fields(options))
+    return {f.name: value for f, value in found if value != f.default}
 
 
 def load_config(path: str | Path) -> Config:
     """Read and check a configuration file; UserError says what is wrong and where."""
-    import jsonschema
-
     path = Path(path)
-    raw = _load_yaml(path)
-    validator = jsonschema.Draft202012Validator(_load_yaml(SCHEMA))
-    errors = [
-        f"{'.'.join(map(str, e.absolute_path)) or 'top level'}: {e.message}"
-        for e in validator.iter_errors(raw)
-    ]
-    if errors:
-        raise UserError(f"{path}: {'; '.join(errors)}")
-    entries = load_methods(raw["methods"])
-    budget = load_budget(raw.get("budget", "default"), Path(raw["methods"]))
-    test, calibration = raw["test"], raw["calibration"]
-    if isinstance(calibration, str):
-        calibration = {"list": calibration}
-    config = Config(
-        name=raw["name"],
-        model=raw["model"],
-        test=Path(test) if isinstance(test, str) else None,
-        datasets=() if isinstance(test, str) else _datasets(test),
-        calibration=Path(calibration["list"]),
-        photos=dataset_from(calibration["photos"]) if "photos" in calibration else None,
-        limits=raw.get("limit", {}),
-        entries=entries,
-        runs=expand_runs(raw["runs"], entries),
-        budget=budget,
-        batch_size=raw["batch_size"],
-        metrics=tuple(check_metrics(raw["metrics"])),
-        threads=raw.get("threads", 1),
-        sensitivity=raw.get("sensitivity"),
-        posterior=raw.get("posterior", "mean"),
-        low_memory=raw.get("low_memory", False),
-        device=raw.get("device", "cpu"),
-        memory_mb=raw.get("memory_mb", 3000),
-        expected_layers=raw.get("expected_layers", {}),
-        inference=raw.get("inference", {}),
-        resize_mismatch=raw.get("resize_mismatch", False),
-        digest=hashlib.sha256(json.dumps([raw, budget], sort_keys=True).encode()).hexdigest()[:16],
-    )
-    return replace(
-        config, external_outputs=_external_outputs(raw.get("external_outputs", []), config)
-    )
+    raw = read_yaml(path)
+    file = read_checked(ConfigFile, path, raw, RENAMED)
+    with located(path):
+        with located("methods"):
+            entries = load_methods(file.methods)
+        with located("budget"):
+            budget = load_budget(file.budget, Path(file.methods))
+        datasets = () if isinstance(file.test, str) else _datasets(file.test)
+        if isinstance(file.calibration, str):
+            crops, photos = file.calibration, None
+        else:
+            with located("calibration.photos"):
+                crops, photos = file.calibration.list, dataset_from(file.calibration.photos)
+        taken = {FP32, BICUBIC, *entries}
+        return Config(
+            name=file.name,
+            model=file.model,
+            test=Path(file.test) if isinstance(file.test, str) else None,
+            datasets=datasets,
+            calibration=Path(crops),
+            photos=photos,
+            limits=file.limit.model_dump(exclude_none=True),
+            entries=entries,
+            runs=expand_runs(file.runs, entries),
+            budget=budget,
+            batch_size=file.batch_size,
+            metrics=file.metrics,
+            threads=file.threads,
+            sensitivity=file.sensitivity,
+            posterior=file.posterior,
+            inference=_changed(file.inference),
+            resize_mismatch=file.resize_mismatch,
+            low_memory=file.low_memory,
+            device=file.device,
+            memory_mb=file.memory_mb,
+            expected_layers=file.expected_layers.model_dump(exclude_none=True),
+            external_outputs=_external_outputs(file.external_outputs, datasets, taken),
+            digest=_digest([raw, budget]),
+        )

@@ -5,7 +5,12 @@ from __future__ import annotations
 from passionsr.utils.code_digest import code_digest
 
 # Read the configuration, or fetch: the values that a job uses are parameters of its rule.
-LEFT_OUT = ("passionsr.benchmark.config", "passionsr.data.fetch", "passionsr.metrics.registry")
+LEFT_OUT = (
+    "passionsr.benchmark.config",
+    "passionsr.data.fetch",
+    "passionsr.metrics.registry",
+    "passionsr.utils.checked_yaml",
+)
 
 
 def job_code(*modules: str) -> str:

@@ -13,22 +13,15 @@ import string
 from collections.abc import Iterable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import yaml
 from PIL import Image
 
-from passionsr.data.fetch import FETCHED, Archive, Source
+from passionsr.data.fetch import FETCHED
 from passionsr.data.images import SCALE, read_uint8
 from passionsr.utils.files import UserError, atomic_path, sha256_file
 
-REGISTRY = Path("config/datasets.yaml")
-
-
 LOCKS = Path("config/datasets.lock")
-
-
 DATA = Path("data")
 
 
@@ -169,50 +162,6 @@ class Dataset:
                 )
             found[key] = path
         return found
-
-
-def _registry(path: Path) -> dict[str, Any]:
-    try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
-
-
-def load_sources(path: Path = REGISTRY) -> dict[str, Source]:
-    """Everything that `passionsr fetch` knows, by name."""
-    sources = {}
-    for name, value in _registry(path)["sources"].items():
-        archives = tuple(Archive(**{**a, "urls": tuple(a["urls"])}) for a in value["archives"])
-        sources[name] = Source(name, archives, tuple(value.get("members", ())))
-    return sources
-
-
-def dataset_from(spec: dict[str, Any], path: Path = REGISTRY) -> Dataset:
-    """A dataset from a configuration's entry: `dataset` names a registry entry, other keys override it.
-
-    Raises UserError for an unknown dataset or rule, or when folder or patterns are not given.
-    """
-    spec = dict(spec)
-    base: dict[str, Any] = {}
-    if "dataset" in spec:
-        known = _registry(path)["datasets"]
-        key = spec.pop("dataset")
-        if key not in known:
-            raise UserError(f"dataset {key!r} is unknown; known: {', '.join(known)}")
-        base = {"name": key, **known[key]}
-        base.setdefault("folder", str(DATA / (base.get("source") or key)))
-    merged = {**base, **spec}
-    absent = [k for k in ("name", "folder", "hr") if k not in merged]
-    if absent:
-        raise UserError(
-            f"dataset {merged.get('name', '?')}: give {', '.join(absent)}, or `dataset:` with a name of {path}"
-        )
-    if merged.get("pairing", "same") not in PAIRINGS:
-        raise UserError(
-            f"dataset {merged['name']}: pairing {merged['pairing']!r} is unknown; known: {', '.join(PAIRINGS)}"
-        )
-    merged["folder"] = expand(str(merged["folder"]))
-    return Dataset(**merged)
 
 
 @dataclass(frozen=True)

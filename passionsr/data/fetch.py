@@ -20,8 +20,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO
+from typing import IO, Annotated, ClassVar
 
+from pydantic import ConfigDict, Field
+
+from passionsr.utils.checked_yaml import STRICT
 from passionsr.utils.files import UserError, read_json, sha256_file, write_json
 
 log = logging.getLogger(__name__)
@@ -30,20 +33,34 @@ FETCHED = "fetched.json"
 ARCHIVES = ".archives"
 CHUNK = 1 << 20
 
+Sha256 = Annotated[
+    str, Field(pattern="^[0-9a-f]{64}$", json_schema_extra={"expected": "64 hex digits"})
+]
+Md5 = Annotated[
+    str, Field(pattern="^[0-9a-f]{32}$", json_schema_extra={"expected": "32 hex digits"})
+]
+
 
 @dataclass(frozen=True)
 class Archive:
     """One file to download.
 
-    urls: tried in order. sha256, md5, size: None where nobody has published them; a file without a
-    pinned sha256 is trusted at its first download, and its hash recorded in the lock file.
+    sha256, md5, size are None where nobody has published them; a file without a pinned sha256 is
+    trusted at its first download, and its hash recorded in the lock file.
     """
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT  # config/datasets.yaml is checked against it
+
     file: str
-    urls: tuple[str, ...]
-    sha256: str | None = None
-    md5: str | None = None
-    size: int | None = None
+    """Name of the file, below data/.archives."""
+    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Addresses, tried in order."""
+    sha256: Sha256 | None = None
+    """Expected hash; null: recorded in config/datasets.lock at the first download."""
+    md5: Md5 | None = None
+    """Published md5, checked too."""
+    size: Annotated[int, Field(ge=1)] | None = None
+    """Bytes."""
 
 
 @dataclass(frozen=True)

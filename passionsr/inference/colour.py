@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import get_args
 
 import numpy as np
 from scipy.ndimage import correlate1d
 
-ColourFix = Literal["none", "adain", "wavelet"]
-COLOUR_FIXES = ("none", "adain", "wavelet")
+from passionsr.inference.options import ColourFix
+
+COLOUR_FIXES = get_args(ColourFix)
 LEVELS = 5
 
 

@@ -2,53 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
 from passionsr.data.images import SCALE, to_tensor, to_uint8, upscale
-from passionsr.inference.colour import ColourFix, fix_colour
-from passionsr.inference.tiling import TileNorm, blended_eps, decode_tiled, encode_tiled
+from passionsr.inference.colour import fix_colour
+from passionsr.inference.options import InferenceOptions
+from passionsr.inference.tiling import blended_eps, decode_tiled, encode_tiled
 from passionsr.models.one_step import OneStepSR
-from passionsr.utils.files import UserError
-
-Resize = Literal["pad", "official"]
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceOptions:
-    """How an image goes through the model; the defaults use it whole and as it is.
-
-    resize: "pad" reflects at the right and bottom to a size that the model can take and cuts that off again.
-    "official" (methods.md 1.4): LR with a side below process_size / 4 is enlarged first and the output brought back to
-    4 x LR; the input is squeezed to multiples of the latent factor, and outputs keep that size.
-    latent_tile (T), latent_overlap: in latents; the UNet sees T x T. encoder_tile: px. decoder_tile: latents.
-    None: not tiled. tile_norm: see tiling.SharedNorm. colour_fix: see colour.fix_colour.
-    """
-
-    resize: Resize = "pad"
-    process_size: int = 512
-    latent_tile: int | None = None
-    latent_overlap: int = 32
-    encoder_tile: int | None = None
-    decoder_tile: int | None = None
-    tile_norm: TileNorm = "pooled"
-    colour_fix: ColourFix = "none"
-
-    def __post_init__(self) -> None:
-        if self.latent_tile is not None and not 0 <= self.latent_overlap < self.latent_tile:
-            raise UserError(
-                f"latent_overlap {self.latent_overlap}: give at least 0 and less than latent_tile {self.latent_tile}"
-            )
-        for name in ("latent_tile", "encoder_tile", "decoder_tile"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"{name} {value}: give a positive size, or leave it out")
-
 
 WHOLE = InferenceOptions()
 

@@ -14,7 +14,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import torch
@@ -22,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passionsr.data.images import to_tensor
+from passionsr.inference.options import TileNorm
 from passionsr.models.one_step import OneStepSR
 from passionsr.utils.files import UserError
 
-TileNorm = Literal["pooled", "official"]
 ENCODER_PAD = 32  # px, on every side of a tile
 DECODER_PAD = 11  # latents
 

@@ -22,16 +22,14 @@ from passionsr.benchmark.paths import (
     pairs_to_test,
 )
 from passionsr.data.crops import RelativeCrop, draw_crops, read_crops, write_crops
-from passionsr.data.datasets import (
-    PAIRINGS,
+from passionsr.data.dataset_registry import (
     REGISTRY,
-    Dataset,
+    DatasetChoice,
     dataset_from,
-    expand,
+    load_registry,
     load_sources,
-    read_sheet,
-    write_sheet,
 )
+from passionsr.data.datasets import PAIRINGS, Dataset, expand, read_sheet, write_sheet
 from passionsr.data.images import read_uint8, write_uint8
 from passionsr.utils.files import UserError
 
@@ -145,7 +143,7 @@ def test_the_registry_is_complete():
     raw = yaml.safe_load(REGISTRY.read_text())
     sources = load_sources()
     for name, entry in raw["datasets"].items():
-        made = dataset_from({"dataset": name})
+        made = dataset_from(DatasetChoice(dataset=name))
         assert made.count, name
         assert made.source in sources or made.obtain, name
         assert entry.get("pairing", "same") in PAIRINGS
@@ -165,23 +163,25 @@ def test_the_registry_is_complete():
     [
         ({"dataset": "Set5"}, "dataset 'Set5' is unknown; known: RealSR"),
         ({"name": "mine"}, "dataset mine: give folder, hr"),
-        ({"name": "m", "folder": "x", "hr": "*.png", "pairing": "guess"}, "pairing 'guess' is unknown"),
         ({"dataset": "RealSR", "folder": "${NO_SUCH_VARIABLE}/x"}, "NO_SUCH_VARIABLE.* is not set"),
     ],
 )  # fmt: skip
 def test_bad_specifications(spec, message):
     with pytest.raises(UserError, match=message):
-        dataset_from(spec)
+        dataset_from(DatasetChoice(**spec))
 
 
 def test_a_local_folder_overrides_the_default(monkeypatch):
     monkeypatch.setenv("PASSIONSR_SHARED", "/elsewhere")
-    made = dataset_from({"dataset": "RealSR", "folder": "${PASSIONSR_SHARED}/x", "lr": "l/*.png"})
+    choice = {"dataset": "RealSR", "folder": "${PASSIONSR_SHARED}/x", "lr": "l/*.png"}
+    made = dataset_from(DatasetChoice(**choice))
     assert (made.folder, made.lr, made.count) == (Path("/elsewhere/x"), "l/*.png", 100)
     assert made.marker is None
     monkeypatch.delenv("PASSIONSR_SHARED")
     assert expand("${PASSIONSR_SHARED}/y") == Path("../shared/y")
-    assert str(dataset_from({"dataset": "RealSR"}).marker) == "data/RealSR_V3/fetched.json"
+    assert (
+        str(dataset_from(DatasetChoice(dataset="RealSR")).marker) == "data/RealSR_V3/fetched.json"
+    )
 
 
 # -- calibration crops --------------------------------------------------------------------------
@@ -302,7 +302,7 @@ def test_everything_missing_is_one_list(local, tmp_path):
     gone = replace(
         config,
         datasets=tuple(replace(d, folder=tmp_path / "gone") for d in config.datasets),
-        photos=dataset_from({"dataset": "DIV2K_train"}),
+        photos=dataset_from(DatasetChoice(dataset="DIV2K_train")),
         external_outputs=(replace(config.external_outputs[0], folder=tmp_path / "gone"),),
     )
     lines = missing_inputs(gone)
@@ -320,14 +320,86 @@ def test_everything_missing_is_one_list(local, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"test": [{"name": "p", "folder": "x", "hr": "*.png"}]}, "a test set needs LR images"),
-        ({"test": [{"dataset": "RealSR"}, {"dataset": "RealSR"}]}, "two datasets have the same name"),
-        ({"test": [{"datasett": "RealSR"}]}, "is not valid under any"),
-        ({"external_outputs": [{"name": "x", "dataset": "zz", "folder": "x"}]}, "dataset 'zz' is not in test"),
-        ({"external_outputs": [{"name": "fp32", "dataset": "a", "folder": "x"}]}, "the name is taken"),
-        ({"calibration": {"list": "x"}}, "is not valid under any"),
+        (
+            {"test": [{"name": "p", "folder": "x", "hr": "*.png"}]},
+            "test[0]: dataset p: a test set needs LR images; give `lr:`",
+        ),
+        (
+            {"test": [{"dataset": "RealSR"}, {"dataset": "RealSR"}]},
+            "test[1]: two datasets have the name RealSR; give one another `name:`",
+        ),
+        (
+            {"test": [{"datasett": "RealSR"}]},
+            "test[0].datasett: unknown key; known: dataset, folder, lr, hr, pairing, count, name",
+        ),
+        (
+            {"test": [{"dataset": "RealSR", "pairing": "div2"}]},
+            'test[0].pairing: "div2" given, expected one of div2k, same, realsr, drealsr or null',
+        ),
+        (
+            {"test": [{"dataset": "realsr"}]},
+            "test[0]: dataset 'realsr' is unknown; known: RealSR, DRealSR, DIV2K_val, "
+            "DIV2K_train, RealSR_crop128, DRealSR_crop128, DIV2K_crop128",
+        ),
+        (
+            {"external_outputs": [{"name": "x", "dataset": "zz", "folder": "x"}]},
+            "external_outputs[0]: dataset 'zz' is not in test, which has a, b",
+        ),
+        (
+            {"external_outputs": [{"name": "fp32", "dataset": "a", "folder": "x"}]},
+            "external_outputs[0]: the name 'fp32' is taken; give another",
+        ),
+        (
+            {"external_outputs": [{"name": "x", "dataset": "a", "folder": "x"}] * 2},
+            "external_outputs[1]: the name 'x' is taken; give another",
+        ),
+        (
+            {"calibration": {"list": "x"}},
+            "calibration.photos: missing, expected a mapping with the keys folder, lr, hr, "
+            "pairing, count, dataset, name",
+        ),
+        (
+            {"calibration": {"list": "x", "photos": {"name": "p"}}},
+            "calibration.photos: dataset p: give folder, hr, or `dataset:` with a name of "
+            "config/datasets.yaml",
+        ),
+    ],
+)
+def test_bad_dataset_configurations(local, tmp_path, changes, message):
+    with pytest.raises(UserError) as caught:
+        local(**changes)
+    assert str(caught.value) == f"{tmp_path}/c.yaml: {message}"
+
+
+def test_an_open_count_replaces_that_of_the_registry():
+    """`count: null` says that any number will do; other nulls say nothing."""
+    made = dataset_from(DatasetChoice(dataset="DRealSR", count=None, lr=None))
+    assert (made.count, made.lr) == (None, "Test_x4/test_LR/*.png")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("sources: {S: {}}", "sources.S.archives: missing, expected a list of at least 1 entry, each "
+         "a mapping with the keys file, urls, sha256, md5, size"),
+        ("sources: {S: {archives: [{file: a, urls: [u], sha256: xyz}]}}",
+         'sources.S.archives[0].sha256: "xyz" given, expected 64 hex digits or null'),
+        ("sources: {S: {archives: [{file: a, urls: [u], sha265: null}]}}",
+         "sources.S.archives[0].sha265: unknown key; known: sha256, file, urls, md5, size"),
+        ("sources: {S: {archives: [{file: a, urls: []}]}}",
+         "sources.S.archives[0].urls: [] given, expected a list of at least 1 entry, each text"),
+        ("datasets: {D: {hr: x, count: many}}",
+         'datasets.D.count: "many" given, expected an integer of at least 1 or null'),
+        ("datasets: {D: {hr: x, source: T}}\nsources: {S: {archives: [{file: a, urls: [u]}]}}",
+         "datasets.D.source: source 'T' is unknown; known: S"),
+        ("datasets: {a/b: {hr: x}}",
+         'datasets.a/b: "a/b" given, expected a name of letters, digits, _ and -'),
+        ("dataset: {}", "dataset: unknown key; known: datasets, sources"),
     ],
 )  # fmt: skip
-def test_bad_dataset_configurations(local, changes, message):
-    with pytest.raises(UserError, match=message):
-        local(**changes)
+def test_mistakes_in_the_registry(tmp_path, text, message):
+    path = tmp_path / "datasets.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError) as caught:
+        load_registry(path)
+    assert str(caught.value) == f"{path}: {message}"

@@ -294,14 +294,14 @@ def test_good_archives(suffix, tmp_path):
 def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
     """No host in reach: one line with the address, the place to put the file, and the local folder option."""
     from passionsr.cli import main
-    from passionsr.data import datasets
+    from passionsr.data import dataset_registry, datasets
 
     monkeypatch.setattr(datasets, "DATA", tmp_path / "data")
     monkeypatch.setattr(datasets, "LOCKS", tmp_path / "locks")
     lost = Source("S", (Archive("s.zip", ("http://127.0.0.1:1/s.zip",)),))
     good = Source("G", (archive(server, "g.zip"),))
     server.files["/g.zip"] = zipped(**{"1.png": b"1"})
-    monkeypatch.setattr(datasets, "load_sources", lambda: {"S": lost, "G": good})
+    monkeypatch.setattr(dataset_registry, "load_sources", lambda: {"S": lost, "G": good})
     assert main(["fetch", "S"]) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1

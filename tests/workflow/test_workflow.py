@@ -134,7 +134,7 @@ def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     [
         ("methods: [minmax, passionsr]", "methods: [minmax, gptq]", "method 'gptq' is unknown"),
         ("schemes: [W8A8, W4A4]", "schemes: [W0A0]", "bit width 0 is not supported"),
-        ("batch_size: 2", "batchsize: 2", "'batchsize' was unexpected"),
+        ("batch_size: 2", "batchsize: 2", "batchsize: unknown key; known: batch_size"),
     ],
 )
 def test_bad_configuration_stops_before_any_job(finished, old, new, message):

@@ -1,0 +1,126 @@
+"""config/datasets.yaml: what can be downloaded, and which image datasets have a name."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from passionsr.data.datasets import DATA, PAIRINGS, Dataset, expand
+from passionsr.data.fetch import Archive, Source
+from passionsr.utils.checked_yaml import (
+    Name,
+    OneOf,
+    StrictModel,
+    closest_first,
+    read_checked,
+    read_yaml,
+)
+from passionsr.utils.files import UserError
+
+REGISTRY = Path("config/datasets.yaml")
+
+
+class DatasetKeys(StrictModel):
+    """A folder of images: the keys that the registry and a configuration share."""
+
+    folder: str | None = None
+    """Folder of the images; may hold ${VARIABLES}, of which PASSIONSR_SHARED has a default.
+    Without it, data/<source> of a dataset of the registry."""
+    lr: str | None = None
+    """Pattern of the LR images, relative to the folder, such as `LR/*.png`."""
+    hr: str | None = None
+    """Pattern of the HR images or of photographs, relative to the folder."""
+    pairing: Annotated[str, OneOf(PAIRINGS)] | None = None
+    """Rule for the file names of one pair: LR <key><suffix>, HR <key><suffix>. `same` (default)
+    is no suffix, `realsr` _LR4 and _HR, `drealsr` _x1 and _x4, `div2k` x4 and none."""
+    count: Annotated[int, Field(ge=1)] | None = None
+    """How many pairs or photographs there must be; null: any number."""
+
+
+class DatasetChoice(DatasetKeys):
+    """A dataset in a configuration: one of the registry, a folder, or the first with changes."""
+
+    dataset: str | None = None
+    """Name of a dataset in config/datasets.yaml; the other keys replace what it says there."""
+    name: Name | None = None
+    """Name in results and tables; by default that of the registry."""
+
+
+class DatasetEntry(DatasetKeys):
+    """A dataset in the registry."""
+
+    source: str | None = None
+    """Name of the source that holds its images; without it there is nothing to download."""
+    obtain: str | None = None
+    """Where to find it, for one that cannot be downloaded."""
+
+
+class SourceEntry(StrictModel):
+    """Archives that are downloaded and unpacked into data/<name>."""
+
+    archives: tuple[Archive, ...] = Field(min_length=1)
+    """The files to download."""
+    members: tuple[str, ...] = ()
+    """Patterns of what to unpack, such as `folder/*/Test/*`; without any, everything."""
+
+
+class DatasetRegistry(StrictModel):
+    """The whole file."""
+
+    sources: dict[Name, SourceEntry] = Field(default_factory=dict)
+    """Name -> what to download."""
+    datasets: dict[Name, DatasetEntry] = Field(default_factory=dict)
+    """Name -> folder and patterns."""
+
+
+def load_registry(path: Path = REGISTRY) -> DatasetRegistry:
+    """The registry; UserError for a mistake in it."""
+    registry = read_checked(DatasetRegistry, path, read_yaml(path))
+    for name, entry in registry.datasets.items():
+        if entry.source is not None and entry.source not in registry.sources:
+            known = ", ".join(closest_first(entry.source, registry.sources))
+            problem = f"source {entry.source!r} is unknown; known: {known}"
+            raise UserError(f"{path}: datasets.{name}.source: {problem}")
+    return registry
+
+
+def load_sources(path: Path = REGISTRY) -> dict[str, Source]:
+    """Everything that `passionsr fetch` can download, by name."""
+    entries = load_registry(path).sources
+    return {name: Source(name, entry.archives, entry.members) for name, entry in entries.items()}
+
+
+def dataset_from(choice: DatasetChoice, path: Path = REGISTRY) -> Dataset:
+    """The dataset that a configuration means; keys that it gives replace those of the registry.
+
+    Raises UserError for an unknown dataset, an unset variable, a missing folder or pattern.
+    """
+    base = {}
+    if choice.dataset is not None:
+        known = load_registry(path).datasets
+        if choice.dataset not in known:
+            names = ", ".join(closest_first(choice.dataset, known))
+            raise UserError(f"dataset {choice.dataset!r} is unknown; known: {names}")
+        entry = known[choice.dataset]
+        base = {
+            "name": choice.dataset,
+            "folder": str(DATA / (entry.source or choice.dataset)),
+            **_given(entry),
+        }
+    merged = {**base, **_given(choice)}
+    merged.pop("dataset", None)
+    absent = [key for key in ("name", "folder", "hr") if key not in merged]
+    if absent:
+        raise UserError(
+            f"dataset {merged.get('name', '?')}: give {', '.join(absent)}, "
+            f"or `dataset:` with a name of {path}"
+        )
+    return Dataset(**{**merged, "folder": expand(merged["folder"])})
+
+
+def _given(keys: DatasetKeys) -> dict[str, Any]:
+    """The keys that a file gives; null says something only for the count, that it is open."""
+    found = keys.model_dump(exclude_unset=True)
+    return {key: value for key, value in found.items() if value is not None or key == "count"}
