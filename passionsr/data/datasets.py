@@ -18,12 +18,10 @@ import numpy as np
 import yaml
 from PIL import Image
 
-from passionsr.data.fetch import FETCHED, Archive, Source
+from passionsr.data.fetch import FETCHED, Archive, Source, fetch_source
 from passionsr.data.images import SCALE, read_uint8
+from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError, atomic_path, sha256_file
-
-REGISTRY = Path("config/datasets.yaml")
-
 
 LOCKS = Path("config/datasets.lock")
 
@@ -166,15 +164,19 @@ class Dataset:
         return found
 
 
-def _registry(path: Path) -> dict[str, Any]:
+def _registry(path: Path | None) -> dict[str, Any]:
+    path = path or default_file("datasets.yaml")
     try:
         return yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"{path}: file not found") from None
 
 
-def load_sources(path: Path = REGISTRY) -> dict[str, Source]:
-    """Everything that `passionsr fetch` knows, by name."""
+def load_sources(path: Path | None = None) -> dict[str, Source]:
+    """Everything that `passionsr fetch` knows, by name.
+
+    path: a file like config/datasets.yaml; None: see utils.defaults.default_file.
+    """
     sources = {}
     for name, value in _registry(path)["sources"].items():
         archives = tuple(Archive(**{**a, "urls": tuple(a["urls"])}) for a in value["archives"])
@@ -182,7 +184,18 @@ def load_sources(path: Path = REGISTRY) -> dict[str, Source]:
     return sources
 
 
-def dataset_from(spec: dict[str, Any], path: Path = REGISTRY) -> Dataset:
+def fetch_dataset_source(name: str) -> Path:
+    """Download, check and unpack a source into data/<name>; returns that folder.
+
+    Raises UserError for an unknown source, and as `fetch_source` does.
+    """
+    sources = load_sources()
+    if name not in sources:
+        raise UserError(f"source {name!r} is unknown; known: {', '.join(sources)}")
+    return fetch_source(sources[name], DATA, LOCKS)
+
+
+def dataset_from(spec: dict[str, Any], path: Path | None = None) -> Dataset:
     """A dataset from a configuration's entry: `dataset` names a registry entry, other keys override it.
 
     Raises UserError for an unknown dataset or rule, or when folder or patterns are not given.
@@ -200,7 +213,8 @@ def dataset_from(spec: dict[str, Any], path: Path = REGISTRY) -> Dataset:
     absent = [k for k in ("name", "folder", "hr") if k not in merged]
     if absent:
         raise UserError(
-            f"dataset {merged.get('name', '?')}: give {', '.join(absent)}, or `dataset:` with a name of {path}"
+            f"dataset {merged.get('name', '?')}: give {', '.join(absent)}, "
+            f"or `dataset:` with a name of {path or default_file('datasets.yaml')}"
         )
     if merged.get("pairing", "same") not in PAIRINGS:
         raise UserError(

@@ -24,7 +24,6 @@ from passionsr.benchmark.paths import (
 from passionsr.data.crops import RelativeCrop, draw_crops, read_crops, write_crops
 from passionsr.data.datasets import (
     PAIRINGS,
-    REGISTRY,
     Dataset,
     dataset_from,
     expand,
@@ -33,6 +32,7 @@ from passionsr.data.datasets import (
     write_sheet,
 )
 from passionsr.data.images import read_uint8, write_uint8
+from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError
 
 RNG = np.random.default_rng(0)
@@ -142,7 +142,7 @@ def test_wrong_scale_and_damaged_images_are_refused(tmp_path):
 
 def test_the_registry_is_complete():
     """Every dataset names a known source or says where to get it; every hash has its right length."""
-    raw = yaml.safe_load(REGISTRY.read_text())
+    raw = yaml.safe_load(default_file("datasets.yaml").read_text())
     sources = load_sources()
     for name, entry in raw["datasets"].items():
         made = dataset_from({"dataset": name})
