@@ -316,7 +316,7 @@ def run_python(code, **environment):
 
 @pytest.mark.parametrize("arguments", [["--help"], ["upscale", "--help"], ["--version"]])
 def test_help_and_version_import_nothing_slow(arguments):
-    """Help took 0.27 s; torch alone takes seconds. Modules are compared: times depend on the load."""
+    """Help took 0.27 s, torch takes seconds. Modules are compared: times depend on the load."""
     slow = {"torch", "diffusers", "pandas", "numpy", "numba", "PIL", "rich", "yaml"}
     code = (
         f"import sys; from passionsr.cli import main; status = main({arguments}); "
