@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test test-fast lint bench readme pull lock clean
+.PHONY: all test test-fast lint bench readme pull lock clean house cli-reference wheel
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -35,6 +35,15 @@ readme: $(VENV)/.ready
 
 pull: $(VENV)/.ready
 	python workflow/scripts/dvc_sync.py pull
+
+house: $(VENV)/.ready
+	python tools/check_house.py
+
+cli-reference: $(VENV)/.ready
+	python tools/make_cli_reference.py
+
+wheel: $(VENV)/.ready
+	python -m build --no-isolation
 
 lock:
 	uv pip compile pyproject.toml --extra dev --universal --generate-hashes \

@@ -1,375 +1,395 @@
-"""`passionsr`: the pieces of the benchmark from a shell. Errors are one line, exit status 2."""
+"""`passionsr`: the pieces of the benchmark from a shell.
+
+A command calls the library and prints what that returns; it checks and computes nothing itself.
+The library is imported inside the commands: torch takes seconds to import, and `--help`,
+`--version` and shell completion need none of it.
+"""
 
 from __future__ import annotations
 
-import argparse
+import dataclasses
 import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Annotated, Literal
 
+import typer
+import typer.core
+import typer.main
+from typer import Argument, Option
+
+from passionsr import __version__
+from passionsr.utils.command_line import SeveralValues, takes_options
 from passionsr.utils.files import UserError
+
+USAGE_ERROR = 2
+MODEL, RESULTS = Path("models/mini"), Path("results/mini")
+EXPECTED, TIMES = Path("config/expected.tsv"), Path("config/job_times.tsv")
+REFERENCE_HEAD = """# Command line
+
+Made by `python tools/make_cli_reference.py` from `passionsr/cli.py`; the same texts as `--help`.
+"""
+
+app = typer.Typer(
+    name="passionsr",
+    help="Post-training quantization of one-step diffusion super-resolution.",
+    epilog="Exit status: 0 done; 1 `check-results` found a number outside its band, or a bug "
+    "(with a traceback); 2 the command line or its input cannot be used (one line, `error: ...`); "
+    "130 interrupted.",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    rich_markup_mode=None,  # plain text, so that help costs no import of rich
+    pretty_exceptions_enable=False,
+)
 
 
 def guarded(action: Callable[[], int | None]) -> int:
-    """Run `action`; UserError becomes one line on stderr and status 2."""
+    """Run `action`; an error of the user's becomes one line on stderr and exit status 2."""
     try:
         return action() or 0
     except UserError as err:
-        print(f"error: {' '.join(str(err).split())}", file=sys.stderr)
-        return 2
+        message = str(err)
+    except typer.TyperException as err:
+        message = err.format_message()
+        context = getattr(err, "ctx", None)
+        if context is not None:
+            message += f" (see `{context.command_path} --help`)"
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return USAGE_ERROR
 
 
-def _upscale(args: argparse.Namespace) -> None:
-    from passionsr.data.images import read_uint8, write_uint8
-
-    lr = read_uint8(args.input)  # before the slow imports: a bad path should answer at once
-    from passionsr.inference.super_resolve import InferenceOptions, super_resolve
-    from passionsr.models.folder import load_model
-    from passionsr.quantization.artifact import SCHEME, load_quantized
-
-    names = ("resize", "process_size", "latent_tile", "latent_overlap", "encoder_tile", "decoder_tile",
-             "tile_norm", "colour_fix")  # fmt: skip
-    options = InferenceOptions(**{name: getattr(args, name) for name in names})
-
-    model = (load_quantized if (args.model / SCHEME).exists() else load_model)(args.model)
-    model.posterior = args.posterior
-    if args.prompt is not None:
-        from passionsr.models.osediff.sd21 import embed_prompt
-
-        model.context = embed_prompt(args.model, args.prompt)
-    write_uint8(args.output, super_resolve(model, lr, options))
-    print(args.output)
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(f"passionsr {__version__}")
+        raise typer.Exit
 
 
-def _import_osediff(args: argparse.Namespace) -> None:
-    from passionsr.models.osediff.importer import import_osediff
+@app.callback()
+def program(
+    version: Annotated[
+        bool,
+        Option("--version", callback=_print_version, is_eager=True, help="print the version"),
+    ] = False,
+) -> None:
+    """The options that stand before a command; the help text is that of `app`."""
 
-    card = import_osediff(
-        args.output,
-        args.checkpoint,
-        args.base,
-        revision=args.revision,
-        sha256=args.sha256,
-        context=args.context,
-        entry=args.entry,
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class InferenceArguments:
+    """The fields of inference.super_resolve.InferenceOptions, as options (a test compares them)."""
+
+    colour_fix: Annotated[
+        Literal["none", "adain", "wavelet"],
+        Option(
+            help="take colours over from the input, as OSEDiff does; the benchmark scores without"
+        ),
+    ] = "none"
+    resize: Annotated[
+        Literal["pad", "official"],
+        Option(help="sizes the model cannot take: pad and cut off, or the released scripts' rules"),
+    ] = "pad"
+    process_size: Annotated[int, Option(help="px; --resize official makes no smaller image")] = 512
+    latent_tile: Annotated[int | None, Option(help="side of the UNet's tiles, in latents")] = None
+    latent_overlap: Annotated[int, Option(help="overlap of the UNet's tiles, in latents")] = 32
+    encoder_tile: Annotated[int | None, Option(help="side of the VAE encoder's tiles, px")] = None
+    decoder_tile: Annotated[
+        int | None, Option(help="side of the VAE decoder's tiles, in latents")
+    ] = None
+    tile_norm: Annotated[
+        Literal["pooled", "official"],
+        Option(help="group norms of a tiled VAE: over the whole image, or the released average"),
+    ] = "pooled"
+
+
+@app.command()
+@takes_options
+def upscale(
+    input: Annotated[Path, Argument(help="8-bit RGB image", show_default=False)],
+    output: Annotated[Path, Argument(help="PNG to write", show_default=False)],
+    options: InferenceArguments,
+    model: Annotated[Path, Option(help="folder of a float or quantized model")] = MODEL,
+    posterior: Annotated[
+        Literal["mean", "sample"],
+        Option(help="of the VAE encoder's distribution; OSEDiff samples"),
+    ] = "mean",
+    prompt: Annotated[
+        str | None,
+        Option(
+            help="tags of the image, for a model imported with --entry osediff "
+            "(its tagger is not part of this project)"
+        ),
+    ] = None,
+) -> None:
+    """Super-resolve one image with a float or quantized model."""
+    from passionsr.benchmark.standalone import upscale_image
+
+    upscale_image(input, output, model, dataclasses.asdict(options), posterior, prompt)
+    print(output)
+
+
+@app.command()
+def import_osediff(
+    output: Annotated[Path, Argument(help="model folder to make, such as models/paper")],
+    checkpoint: Annotated[Path, Option(help="osediff.pkl")],
+    sha256: Annotated[str | None, Option(help="expected hash of the checkpoint")] = None,
+    base: Annotated[
+        str | None,
+        Option(
+            help="diffusers folder, or hub id; default: the pinned repository and its mirrors",
+        ),
+    ] = None,
+    revision: Annotated[
+        str | None, Option(help="commit of a hub id that is not a pinned one")
+    ] = None,
+    context: Annotated[
+        Path | None,
+        Option(
+            help="embedding of the empty prompt (.pt or .safetensors); "
+            "default: from the text encoder"
+        ),
+    ] = None,
+    entry: Annotated[
+        Literal["passionsr-fp", "osediff"],
+        Option(help="osediff keeps the text encoder for prompts"),
+    ] = "passionsr-fp",
+) -> None:
+    """Make a model folder from Stable Diffusion 2.1-base and OSEDiff's checkpoint."""
+    from passionsr.models.osediff.importer import import_osediff as make_folder
+
+    card = make_folder(
+        output,
+        checkpoint,
+        base,
+        revision=revision,
+        sha256=sha256,
+        context=context,
+        entry=entry,
     )
-    print(f"{args.output}: LoRA merged into {card['lora_layers']}, context from {card['context']}")
+    print(f"{output}: LoRA merged into {card['lora_layers']}, context from {card['context']}")
 
 
-def _quantize(args: argparse.Namespace) -> None:
-    from passionsr.benchmark.config import load_methods, parse_scheme
-    from passionsr.data.images import SCALE, read_uint8, upscale
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class QuantizeArguments:
+    """What `quantize` does, and to what."""
 
-    scheme = parse_scheme(args.scheme)
-    methods = load_methods(args.methods)
-    if args.method not in methods:
-        raise UserError(f"method {args.method!r} is unknown; known: {', '.join(methods)}")
-    files = sorted(args.calibration.glob("*.png"))
-    if not files:
-        raise UserError(
-            f"{args.calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)"
-        )
-    arrays = [read_uint8(f) for f in files]
-    from passionsr.calibration.batches import make_batches
-    from passionsr.data.images import to_tensor
-    from passionsr.methods.base import load_method, quantize_model
-    from passionsr.models.folder import load_model
-    from passionsr.quantization.artifact import save_quantized
+    method: Annotated[str, Option(help="a name of the registry of methods, such as passionsr")]
+    scheme: Annotated[str, Option(help="bits of weights and activations, such as W6A6")]
+    calibration: Annotated[Path, Option(help="folder of LR PNG images of one size")]
+    model: Annotated[Path, Option(help="folder of the float model")] = MODEL
+    scope: Annotated[
+        Literal["U", "UV"], Option(help="quantize the UNet, or the UNet and the VAE")
+    ] = "UV"
+    methods: Annotated[
+        Path | None,
+        Option(
+            help="registry of methods; default: config/methods.yaml, "
+            "or where there is none the one that comes with passionsr"
+        ),
+    ] = None
+    seed: Annotated[int, Option(help="of the order of images and of all random numbers")] = 0
 
-    entry = methods[args.method]
-    method = load_method(entry.target, entry.options)
-    teacher = load_model(args.model)
-    batches = make_batches(teacher, [to_tensor(upscale(a)) for a in arrays], 4, args.seed)
-    model, _, report = quantize_model(method, teacher, scheme, args.scope, batches, args.seed)
-    info = {"method": args.method, "scheme": str(scheme), "scope": args.scope, "seed": args.seed}
-    save_quantized(model, args.output, info)
+
+@app.command()
+@takes_options
+def quantize(
+    output: Annotated[Path, Argument(help="artifact folder to write")],
+    options: QuantizeArguments,
+) -> None:
+    """Quantize a float model on a folder of LR images."""
+    from passionsr.benchmark.standalone import find_method, quantize_on_folder
+
+    report = quantize_on_folder(
+        options.model,
+        options.calibration,
+        output,
+        method=find_method(options.method, options.methods),
+        scheme=options.scheme,
+        scope=options.scope,
+        seed=options.seed,
+    )
     for row in report:
         print(f"{row.name:60s} {row.kind:10s} W{row.weight_bits or '-'}A{row.act_bits or '-'}")
-    print(args.output)
+    print(output)
 
 
-def _score(args: argparse.Namespace) -> None:
-    from passionsr.data.datasets import ImagePair
-    from passionsr.data.images import read_uint8
-    from passionsr.metrics.registry import check_metrics
+@app.command()
+def score(
+    sr: Annotated[Path, Argument(help="folder of outputs, PNG")],
+    hr: Annotated[Path, Argument(help="folder of HR images of the same names and sizes")],
+    output: Annotated[Path, Argument(help="CSV to write, one row per number")],
+    metrics: Annotated[
+        str, Option(help="names, separated by commas")
+    ] = "psnr,ssim,lpips,dists,niqe",
+) -> None:
+    """Score a folder of outputs against a folder of HR images of the same names."""
+    from passionsr.benchmark.standalone import score_folder
 
-    names = check_metrics(args.metrics.split(","))
-    outputs = sorted(args.sr.glob("*.png"))
-    if not outputs:
-        raise UserError(f"{args.sr}: no PNG images")
-    pairs = [ImagePair(p.stem, p, args.hr / p.name) for p in outputs]
-    missing = [str(p.hr) for p in pairs if not p.hr.is_file()]
-    if missing:
-        raise UserError(
-            f"no HR image for {len(missing)} of {len(pairs)} outputs, first: {missing[0]}"
-        )
-    loaded = [(p.name, read_uint8(p.lr), read_uint8(p.hr)) for p in pairs]
-    for name, sr, hr in loaded:
-        if sr.shape != hr.shape:
-            raise UserError(
-                f"{name}: SR is {sr.shape[1]}x{sr.shape[0]} but HR is {hr.shape[1]}x{hr.shape[0]}; "
-                "they must be of one size"
-            )
-    from passionsr.metrics.suite import MetricSuite
-    from passionsr.utils.files import write_csv
-
-    suite = MetricSuite(names)
-    rows = []
-    for index, (name, sr, hr) in enumerate(loaded, 1):
-        scores = suite.score(sr, hr)
-        rows += [
-            {"image": name, "metric": m, "value": "" if v is None else repr(v)}
-            for m, v in scores.items()
-        ]
-        logging.info("%d/%d %s", index, len(loaded), name)
-    write_csv(args.output, rows, ("image", "metric", "value"))
-    for metric in names:
-        values = [float(r["value"]) for r in rows if r["metric"] == metric and r["value"]]
-        print(f"{metric}: {sum(values) / len(values):.4f}" if values else f"{metric}: n/a")
+    for metric, mean in score_folder(sr, hr, output, metrics.split(",")).items():
+        print(f"{metric}: n/a" if mean is None else f"{metric}: {mean:.4f}")
 
 
-def _check(args: argparse.Namespace) -> None:
+@app.command()
+def fetch(
+    source: Annotated[str, Argument(help="a name under `sources:` of config/datasets.yaml")],
+) -> None:
+    """Download a source of datasets into data/."""
+    from passionsr.data.dataset_registry import fetch_dataset_source
+
+    print(fetch_dataset_source(source))
+
+
+@app.command()
+def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None:
+    """Check a configuration."""
     from passionsr.benchmark.config import load_config
 
-    config = load_config(args.config)
-    print(f"{args.config}: {len(config.runs)} runs, results in {config.results}")
+    checked = load_config(config)
+    print(f"{config}: {len(checked.runs)} runs, results in {checked.results}")
 
 
-def _bench(args: argparse.Namespace) -> None:
-    if args.tiles:
+@app.command(cls=SeveralValues)
+def bench(
+    results: Annotated[Path, Argument(help="results folder")] = RESULTS,
+    step: Annotated[bool, Option("--step", help="also time a training step against FP32")] = False,
+    tiles: Annotated[
+        bool,
+        Option(
+            "--tiles",
+            help="instead: peak memory of inference in tiles, by size, and what tiles change",
+        ),
+    ] = False,
+    sizes: Annotated[
+        list[int],
+        Option(metavar="<int>...", help="px; sides of the outputs that --tiles measures"),
+    ] = [512, 1024, 2048],  # noqa: B006
+    model: Annotated[Path, Option(help="folder of the model for --step and --tiles")] = MODEL,
+    threads: Annotated[int, Option(help="CPU threads for --step and --tiles")] = 1,
+) -> None:
+    """Show where the last run's time went."""
+    if tiles:
         from passionsr.benchmark.tiled_memory import WHOLE_UP_TO, difference_report, tile_report
 
-        print(tile_report(args.model, args.sizes, args.threads))
-        print(f"\n{difference_report(args.model, WHOLE_UP_TO, args.threads)}")
+        print(tile_report(model, sizes, threads))
+        print(f"\n{difference_report(model, WHOLE_UP_TO, threads)}")
         return
     from passionsr.benchmark.timing import report
 
-    print(report(args.results))
-    if args.step:
+    print(report(results))
+    if step:
         from passionsr.benchmark.training_step import step_ratios
         from passionsr.models.folder import load_model
 
-        print(f"\nOne training step of the UNet, {args.threads} thread(s):\n")
-        print(step_ratios(load_model(args.model), threads=args.threads))
+        print(f"\nOne training step of the UNet, {threads} thread(s):\n")
+        print(step_ratios(load_model(model), threads=threads))
 
 
-def _fetch(args: argparse.Namespace) -> None:
-    from passionsr.data.dataset_registry import load_sources
-    from passionsr.data.datasets import DATA, LOCKS
-    from passionsr.data.fetch import fetch_source
-
-    sources = load_sources()
-    if args.source not in sources:
-        raise UserError(f"source {args.source!r} is unknown; known: {', '.join(sources)}")
-    print(fetch_source(sources[args.source], DATA, LOCKS))
-
-
-def _explain(args: argparse.Namespace) -> None:
+@app.command()
+def explain(
+    table: Annotated[Path, Argument(help="results/<name>/tables/<table>.csv", show_default=False)],
+    row: Annotated[str, Option(help="such as passionsr-W6A6, fp32 or bicubic")],
+    col: Annotated[str, Option(help="a metric, such as psnr")],
+    config: Annotated[Path | None, Option(help="default: config/<name>.yaml")] = None,
+) -> None:
+    """Show where a table cell comes from, and check its mean."""
     from passionsr.benchmark.config import load_config
-    from passionsr.report.explain import explain
+    from passionsr.report.explain import explain as explain_cell
 
-    # results/<name>/tables/<table>.csv: a configuration has the name of its results.
-    name = args.table.resolve().parent.parent.name
-    config = load_config(args.config or Path("config") / f"{name}.yaml")
-    print(explain(config, args.table, args.row, args.col))
+    name = table.resolve().parent.parent.name  # results have the name of their configuration
+    loaded = load_config(config or Path("config") / f"{name}.yaml")
+    print(explain_cell(loaded, table, row, col))
 
 
-def _plan(args: argparse.Namespace) -> None:
+@app.command()
+def plan(
+    config: Annotated[Path, Argument(help="configuration, YAML")],
+    gpus: Annotated[int, Option(help="GPUs; without any, processes that run at the same time")] = 1,
+    times: Annotated[Path, Option(help="table of measured times")] = TIMES,
+    test_images: Annotated[
+        int | None,
+        Option(help="their number, where the data is not there and no dataset says it"),
+    ] = None,
+    record: Annotated[
+        str | None,
+        Option(
+            metavar="SOURCE",
+            help="instead: write the finished run's times to --times; "
+            "SOURCE names machine and date",
+        ),
+    ] = None,
+) -> None:
+    """Estimate the cost of a configuration: jobs, hours, disk and critical path."""
+    from passionsr.benchmark import plan as planning
     from passionsr.benchmark.config import load_config
-    from passionsr.benchmark.plan import plan, record
 
-    config = load_config(args.config)
-    if args.record:
-        print(f"{args.times}: {record(config, args.times, args.record)} rows of {config.model}")
+    loaded = load_config(config)
+    if record:
+        print(f"{times}: {planning.record(loaded, times, record)} rows of {loaded.model}")
     else:
-        print(plan(config, args.gpus, args.times, args.test_images))
+        print(planning.plan(loaded, gpus, times, test_images))
 
 
-def _readme(args: argparse.Namespace) -> None:
-    from passionsr.report.pages import update
-
-    update(args.readme, args.results, args.grid)
+Results = Annotated[Path, Argument(help="results folder, or its page in docs/")]
+Expected = Annotated[Path, Option(help="table of expected bands")]
 
 
-def _check_results(args: argparse.Namespace) -> int:
+@app.command()
+def check_results(results: Results, expected: Expected = EXPECTED) -> int:
+    """Compare a finished run's tables with the expected bands."""
     from passionsr.report.bands import measured, violations
 
-    lines = violations(args.results, args.expected)
+    lines = violations(results, expected)
     for line in lines:
         print(line)
-    count = len(measured(args.results)[1])
-    print(f"{args.results}: {count} numbers, {len(lines)} violations of {args.expected}")
+    count = len(measured(results)[1])
+    print(f"{results}: {count} numbers, {len(lines)} violations of {expected}")
     return 1 if lines else 0
 
 
-def _expect(args: argparse.Namespace) -> None:
+@app.command()
+def expect(results: Results, expected: Expected = EXPECTED) -> None:
+    """Make the expected bands from a finished run."""
     from passionsr.report.bands import write_bands
 
-    print(f"{args.expected}: {write_bands(args.results, args.expected)} bands")
+    print(f"{expected}: {write_bands(results, expected)} bands")
 
 
-def build_parser() -> argparse.ArgumentParser:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="passionsr", description="PTQ of one-step diffusion SR")
-    commands = parser.add_subparsers(dest="command", required=True)
+@app.command()
+def readme(
+    readme: Annotated[Path, Option(help="page to update")] = Path("README.md"),
+    results: Annotated[Path, Option(help="results of config/mini.yaml")] = RESULTS,
+    grid: Annotated[Path, Option(help="results of config/mini-full.yaml")] = Path(
+        "results/mini-full"
+    ),
+) -> None:
+    """Copy the generated tables and picture into README.md and docs/."""
+    from passionsr.report.pages import update
 
-    def add(name: str, action: Callable, text: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(action=action)
-        return sub
+    update(readme, results, grid)
 
-    sub = add("upscale", _upscale, "super-resolve one PNG with a float or quantized model")
-    sub.add_argument("input", type=Path)
-    sub.add_argument("output", type=Path)
-    sub.add_argument(
-        "--model", type=Path, default=Path("models/mini"), help="model or artifact folder"
-    )
 
-    sub.add_argument(
-        "--colour-fix",
-        choices=["none", "adain", "wavelet"],
-        default="none",
-        help="take colours over from the input, as OSEDiff does; the benchmark scores without it",
-    )
+def _command() -> typer.core.TyperGroup:
+    command = typer.main.get_command(app)
+    assert isinstance(command, typer.core.TyperGroup)
+    for one in command.commands.values():
+        one.short_help = one.help  # otherwise cut off in the list of commands
+    return command
 
-    sub.add_argument(
-        "--posterior",
-        choices=["mean", "sample"],
-        default="mean",
-        help="of the VAE encoder; OSEDiff samples",
-    )
-    sub.add_argument(
-        "--prompt",
-        help="tags of the image, for a model imported with --entry osediff (its tagger is not part of this project)",
-    )
-    sub.add_argument(
-        "--resize",
-        choices=["pad", "official"],
-        default="pad",
-        help="sizes the model cannot take: pad and cut off again, or the released scripts' rules",
-    )
-    sub.add_argument(
-        "--process-size", type=int, default=512, help="px; --resize official makes no smaller image"
-    )
-    sub.add_argument("--latent-tile", type=int, help="side of the UNet's tiles, in latents")
-    sub.add_argument("--latent-overlap", type=int, default=32)
-    sub.add_argument("--encoder-tile", type=int, help="side of the VAE encoder's tiles, px")
-    sub.add_argument("--decoder-tile", type=int, help="side of the VAE decoder's tiles, in latents")
-    sub.add_argument(
-        "--tile-norm",
-        choices=["pooled", "official"],
-        default="pooled",
-        help="group norms of a tiled VAE: over the whole image, or the released average",
-    )
 
-    sub = add(
-        "import-osediff",
-        _import_osediff,
-        "make a model folder from Stable Diffusion 2.1-base and OSEDiff's checkpoint",
-    )
-    sub.add_argument("output", type=Path, help="model folder to make, such as models/paper")
-    sub.add_argument("--checkpoint", type=Path, required=True, help="osediff.pkl")
-    sub.add_argument("--sha256", help="expected hash of the checkpoint")
-    sub.add_argument(
-        "--base", help="diffusers folder, or hub id; default: the pinned repository and its mirrors"
-    )
-    sub.add_argument("--revision", help="commit of a hub id that is not a pinned one")
-    sub.add_argument(
-        "--context",
-        type=Path,
-        help="embedding of the empty prompt (.pt or .safetensors); default: from the text encoder",
-    )
-    sub.add_argument(
-        "--entry",
-        choices=["passionsr-fp", "osediff"],
-        default="passionsr-fp",
-        help="osediff keeps the text encoder for prompts",
-    )
+def cli_reference() -> str:
+    """All commands, arguments and options as one Markdown page: docs/reference/cli.md."""
+    from typer.cli import get_docs_for_click
 
-    sub = add("quantize", _quantize, "quantize a float model on a folder of LR images")
-    sub.add_argument("output", type=Path, help="artifact folder to write")
-    sub.add_argument("--model", type=Path, default=Path("models/mini"))
-    sub.add_argument("--method", required=True)
-    sub.add_argument("--scheme", required=True, help="such as W6A6")
-    sub.add_argument("--scope", choices=["U", "UV"], default="UV")
-    sub.add_argument(
-        "--calibration", type=Path, required=True, help="folder of LR PNGs of one size"
-    )
-    sub.add_argument("--methods", type=Path, default=Path("config/methods.yaml"))
-    sub.add_argument("--seed", type=int, default=0)
-
-    sub = add(
-        "score", _score, "score a folder of outputs against a folder of HR images of the same names"
-    )
-    sub.add_argument("sr", type=Path)
-    sub.add_argument("hr", type=Path)
-    sub.add_argument("output", type=Path, help="CSV to write, one row per number")
-    sub.add_argument("--metrics", default="psnr,ssim,lpips,dists,niqe")
-
-    sub = add("fetch", _fetch, "download a source of datasets (config/datasets.yaml) into data/")
-    sub.add_argument("source")
-
-    sub = add("check", _check, "check a configuration")
-    sub.add_argument("config", type=Path)
-
-    sub = add("bench", _bench, "where the last run's time went")
-    sub.add_argument("results", type=Path, nargs="?", default=Path("results/mini"))
-    sub.add_argument("--step", action="store_true", help="also time a training step against FP32")
-    sub.add_argument(
-        "--tiles",
-        action="store_true",
-        help="instead: peak memory of inference in tiles, by size, and what tiles change",
-    )
-    sub.add_argument("--sizes", type=int, nargs="+", default=[512, 1024, 2048], help="px")
-    sub.add_argument("--model", type=Path, default=Path("models/mini"))
-    sub.add_argument("--threads", type=int, default=1)
-
-    sub = add("explain", _explain, "where a table cell comes from; checks its mean")
-    sub.add_argument(
-        "table", type=Path, help="results/<name>/tables/table2.csv, ablation, unet_only"
-    )
-    sub.add_argument("--row", required=True, help="such as passionsr-W6A6, fp32 or bicubic")
-    sub.add_argument("--col", required=True, help="a metric, such as psnr")
-    sub.add_argument("--config", type=Path, help="default: config/<name>.yaml")
-
-    sub = add("plan", _plan, "jobs, hours, disk and critical path of a configuration")
-    sub.add_argument("config", type=Path)
-    sub.add_argument("--gpus", type=int, default=1, help="GPUs; without any, processes at a time")
-    sub.add_argument("--times", type=Path, default=Path("config/job_times.tsv"))
-    sub.add_argument(
-        "--test-images", type=int, help="where the data is not there and no dataset says it"
-    )
-    sub.add_argument(
-        "--record",
-        metavar="SOURCE",
-        help="instead: write the finished run's times to --times; SOURCE names machine and date",
-    )
-
-    for name, action, text in (
-        (
-            "check-results",
-            _check_results,
-            "compare a finished run's tables with the expected bands",
-        ),
-        ("expect", _expect, "make the expected bands from a finished run"),
-    ):
-        sub = add(name, action, text)
-        sub.add_argument("results", type=Path, help="results folder, or its page in docs/")
-        sub.add_argument("--expected", type=Path, default=Path("config/expected.tsv"))
-
-    sub = add("readme", _readme, "copy the generated tables and picture into README.md and docs/")
-    sub.add_argument("--readme", type=Path, default=Path("README.md"))
-    sub.add_argument("--results", type=Path, default=Path("results/mini"))
-    sub.add_argument("--grid", type=Path, default=Path("results/mini-full"))
-    return parser
+    command = _command()
+    context = typer.Context(command, **command.context_settings)
+    text = get_docs_for_click(obj=command, ctx=context, name="passionsr")
+    return text.replace("# `passionsr`\n", REFERENCE_HEAD, 1).rstrip() + "\n"
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Entry point."""
-    args = build_parser().parse_args(argv)
+    """Run one command line and return its exit status; `argv` without the program's name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    return guarded(lambda: args.action(args))
+    args = sys.argv[1:] if argv is None else list(argv)
+    return guarded(lambda: _command().main(args=args, prog_name="passionsr", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -1,13 +1,21 @@
-"""Bad input through the command line: one clear line, exit status 2, nothing half-written."""
+"""The command line: names, errors (one line, exit status 2, nothing half-written), start."""
 
+import dataclasses
 import json
 import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args, get_type_hints
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from passionsr.cli import guarded, main
+from passionsr import __version__
+from passionsr.cli import InferenceArguments, cli_reference, guarded, main
+from passionsr.utils.defaults import PACKAGED, default_file
 from passionsr.utils.files import UserError, atomic_path, sha256_file, write_json
 
 LR = np.random.default_rng(0).integers(0, 256, (8, 8, 3), dtype=np.uint8)
@@ -199,3 +207,163 @@ def test_user_error_is_one_line(capsys):
 
     assert guarded(failing) == 2
     assert capsys.readouterr().err == "error: first second\n"
+
+
+# -- the command line itself --------------------------------------------------------------------
+
+OPTIONS = {
+    "upscale": "input output --model --colour-fix --posterior --prompt --resize --process-size "
+    "--latent-tile --latent-overlap --encoder-tile --decoder-tile --tile-norm",
+    "import-osediff": "output --checkpoint --sha256 --base --revision --context --entry",
+    "quantize": "output --model --method --scheme --scope --calibration --methods --seed",
+    "score": "sr hr output --metrics",
+    "fetch": "source",
+    "check": "config",
+    "bench": "results --step --tiles --sizes --model --threads",
+    "explain": "table --row --col --config",
+    "plan": "config --gpus --times --test-images --record",
+    "check-results": "results --expected",
+    "expect": "results --expected",
+    "readme": "--readme --results --grid",
+}
+
+
+def test_commands_and_options_keep_their_names():
+    """Scripts and pages of others call them."""
+    sections = cli_reference().split("\n## `passionsr ")[1:]
+    found = {}
+    for section in sections:
+        names = [
+            line.split("`")[1].split()[0] for line in section.splitlines() if line[:3] == "* `"
+        ]
+        found[section.split("`")[0]] = {n.rstrip(",") for n in names} - {"-h"}
+    assert found == {command: set(options.split()) for command, options in OPTIONS.items()}
+
+
+def test_the_reference_page_is_up_to_date():
+    page = Path("docs/reference/cli.md").read_text()
+    assert page == cli_reference(), "run `python tools/make_cli_reference.py`"
+
+
+def test_inference_options_are_those_of_the_library():
+    """Names, defaults and choices stand in both places, because help must not import torch."""
+    from passionsr.inference.super_resolve import InferenceOptions
+
+    def described(cls):
+        hints = get_type_hints(cls)
+        return {f.name: (f.default, get_args(hints[f.name])) for f in dataclasses.fields(cls)}
+
+    assert described(InferenceArguments) == described(InferenceOptions)
+
+
+USAGE = {
+    "no command": ([], "Missing command. (see `passionsr --help`)"),
+    "unknown command": (["scale"], "No such command 'scale'"),
+    "missing argument": (["upscale"], "Missing argument 'input'. (see `passionsr upscale --help`)"),
+    "missing option": (["quantize", "x", "--scheme", "W6A6"], "Missing option '--method'"),
+    "unknown option": (["check", "a.yaml", "--fast"], "No such option: --fast"),
+    "not a choice": (["upscale", "a", "b", "--resize", "crop"], "not one of 'pad', 'official'"),
+    "not a number": (["plan", "c.yaml", "--gpus", "two"], "Invalid value for '--gpus'"),
+    "no value": (["bench", "--tiles", "--sizes"], "Option '--sizes' requires an argument"),
+    "too many": (["check", "a.yaml", "b.yaml"], "Got unexpected extra argument(s) (b.yaml)"),
+}
+
+
+@pytest.mark.parametrize("case", USAGE, ids=[k.replace(" ", "-") for k in USAGE])
+def test_usage_errors_are_one_line(case, capsys):
+    arguments, message = USAGE[case]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+
+
+def test_an_interrupted_command_ends_with_130(monkeypatch):
+    def interrupted(source):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("passionsr.data.dataset_registry.fetch_dataset_source", interrupted)
+    assert main(["fetch", "S"]) == 130
+
+
+def test_several_sizes_after_one_name(monkeypatch, capsys):
+    """`--sizes 64 128` and `--sizes 64 --sizes 128` are the same; a next option ends the list."""
+    asked = []
+
+    def report(model, sizes, threads):
+        asked.append((model, list(sizes), threads))
+        return "table"
+
+    monkeypatch.setattr("passionsr.benchmark.tiled_memory.tile_report", report)
+    monkeypatch.setattr("passionsr.benchmark.tiled_memory.difference_report", lambda *_: "table")
+    assert main(["bench", "results/x", "--tiles", "--sizes", "64", "128", "--threads", "2"]) == 0
+    assert main(["bench", "--tiles", "--sizes", "64", "--sizes", "128", "--threads", "2"]) == 0
+    assert main(["bench", "--tiles"]) == 0
+    assert asked[:2] == [(Path("models/mini"), [64, 128], 2)] * 2
+    assert asked[2] == (Path("models/mini"), [512, 1024, 2048], 1)
+
+
+def run_python(code, **environment):
+    """(exit status, stdout) of a new process; stderr goes to the test's."""
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True, check=False,
+        env={**os.environ, **environment},
+    )  # fmt: skip
+    return done.returncode, done.stdout
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["upscale", "--help"], ["--version"]])
+def test_help_and_version_import_nothing_slow(arguments):
+    """Help took 0.27 s, torch takes seconds. Modules are compared: times depend on the load."""
+    slow = {"torch", "diffusers", "pandas", "numpy", "numba", "PIL", "rich", "yaml"}
+    code = (
+        f"import sys; from passionsr.cli import main; status = main({arguments}); "
+        f"print(sorted({slow} & set(sys.modules))); sys.exit(status)"
+    )
+    status, out = run_python(code)
+    *text, imported = out.splitlines()
+    assert status == 0
+    assert imported == "[]"
+    if arguments == ["--version"]:
+        assert text == [f"passionsr {__version__}"]
+
+
+def test_check_imports_no_model():
+    code = (
+        "import sys; from passionsr.cli import main; status = main(['check', 'config/mini.yaml']); "
+        "print(sorted({'torch', 'diffusers', 'pandas'} & set(sys.modules))); sys.exit(status)"
+    )
+    status, out = run_python(code)
+    assert status == 0
+    assert out.splitlines()[1:] == ["[]"]
+
+
+def test_shell_completion():
+    code = "from passionsr.cli import main; main()"
+    asked = {"_PASSIONSR_COMPLETE": "complete_bash", "COMP_CWORD": "1"}
+    status, out = run_python(code, COMP_WORDS="passionsr up", **asked)
+    assert (status, out.split()) == (0, ["upscale"])
+    asked["COMP_CWORD"] = "3"
+    status, out = run_python(code, COMP_WORDS="passionsr upscale --tile-norm ", **asked)
+    assert (status, out.split()) == (0, ["pooled", "official"])
+
+
+def test_which_registry_counts(tmp_path, monkeypatch, capsys):
+    """An explicit file, else ./config/methods.yaml, else the one that comes with the package."""
+    from passionsr.benchmark.standalone import find_method
+
+    monkeypatch.chdir(tmp_path)
+    assert default_file("methods.yaml") == PACKAGED / "methods.yaml"
+    assert find_method("minmax").title == "MinMax"
+    line = '{class: "passionsr.baselines.minmax:MinMax", title: %s}\n'
+    here = tmp_path / "config" / "methods.yaml"
+    here.parent.mkdir()
+    here.write_text("minmax: " + line % "here")
+    assert find_method("minmax").title == "here"
+    other = tmp_path / "other.yaml"
+    other.write_text("minmax: " + line % "other")
+    assert find_method("minmax", other).title == "other"
+    with pytest.raises(UserError, match=r"method 'lsq' is unknown; known: minmax$"):
+        find_method("lsq")

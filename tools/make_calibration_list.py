@@ -11,7 +11,8 @@ from passionsr.data.crops import CROP_COLUMNS, draw_crops
 
 COUNT, SIZE, SEED = 500, 512, 0
 HEADER = (
-    "# 500 crops of DIV2K train, 512 px (LR 128 px), by tools/make_calibration_list.py; fx, fy: position as a share of what\n"
+    "# 500 crops of DIV2K train, 512 px (LR 128 px), by tools/make_calibration_list.py; "
+    "fx, fy: position as a share of what\n"
     "# the crop leaves free: x = floor(fx (width - size + 1)).\n"
 )
 

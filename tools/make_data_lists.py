@@ -1,4 +1,6 @@
-"""Makes config/mini_test.tsv, config/mini_calibration.tsv and its crops. Run once; the results are in git.
+"""Makes config/mini_test.tsv, config/mini_calibration.tsv and its crops.
+
+Run once; the results are in git.
 
 Usage: python tools/make_data_lists.py UNPACKED_LOMIRI_WALLPAPERS
 """
@@ -9,7 +11,7 @@ from dataclasses import astuple, fields, replace
 from pathlib import Path
 
 import numpy as np
-from train_mini import load_photo
+from train_mini.data import load_photo
 
 from passionsr.data.crops import Crop, make_pair, pixels_sha256
 from passionsr.data.degrade import rng_for

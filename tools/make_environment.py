@@ -8,7 +8,8 @@ lock = dict(
     re.findall(r"^([A-Za-z0-9._-]+)==([^ ;\\]+)", Path("requirements.lock").read_text(), re.M)
 )
 lines = [
-    "# For conda users; pins equal requirements.lock (tests/test_config.py). Made by tools/make_environment.py.",
+    "# For conda users; pins equal requirements.lock (tests/test_config.py). "
+    "Made by tools/make_environment.py.",
     "name: passionsr-bench",
     "channels:",
     "  - conda-forge",

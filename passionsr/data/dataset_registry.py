@@ -7,8 +7,8 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from passionsr.data.datasets import DATA, PAIRINGS, Dataset, expand
-from passionsr.data.fetch import Archive, Source
+from passionsr.data.datasets import DATA, LOCKS, PAIRINGS, Dataset, expand
+from passionsr.data.fetch import Archive, Source, fetch_source
 from passionsr.utils.checked_yaml import (
     Name,
     OneOf,
@@ -17,9 +17,8 @@ from passionsr.utils.checked_yaml import (
     read_checked,
     read_yaml,
 )
+from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError
-
-REGISTRY = Path("config/datasets.yaml")
 
 
 class DatasetKeys(StrictModel):
@@ -75,8 +74,12 @@ class DatasetRegistry(StrictModel):
     """Name -> folder and patterns."""
 
 
-def load_registry(path: Path = REGISTRY) -> DatasetRegistry:
-    """The registry; UserError for a mistake in it."""
+def load_registry(path: Path | None = None) -> DatasetRegistry:
+    """The registry; UserError for a mistake in it.
+
+    path: a file like config/datasets.yaml; None: see utils.defaults.default_file.
+    """
+    path = path or default_file("datasets.yaml")
     registry = read_checked(DatasetRegistry, path, read_yaml(path))
     for name, entry in registry.datasets.items():
         if entry.source is not None and entry.source not in registry.sources:
@@ -86,13 +89,24 @@ def load_registry(path: Path = REGISTRY) -> DatasetRegistry:
     return registry
 
 
-def load_sources(path: Path = REGISTRY) -> dict[str, Source]:
+def load_sources(path: Path | None = None) -> dict[str, Source]:
     """Everything that `passionsr fetch` can download, by name."""
     entries = load_registry(path).sources
     return {name: Source(name, entry.archives, entry.members) for name, entry in entries.items()}
 
 
-def dataset_from(choice: DatasetChoice, path: Path = REGISTRY) -> Dataset:
+def fetch_dataset_source(name: str) -> Path:
+    """Download, check and unpack a source into data/<name>; returns that folder.
+
+    Raises UserError for an unknown source, and as `fetch_source` does.
+    """
+    sources = load_sources()
+    if name not in sources:
+        raise UserError(f"source {name!r} is unknown; known: {', '.join(sources)}")
+    return fetch_source(sources[name], DATA, LOCKS)
+
+
+def dataset_from(choice: DatasetChoice, path: Path | None = None) -> Dataset:
     """The dataset that a configuration means; keys that it gives replace those of the registry.
 
     Raises UserError for an unknown dataset, an unset variable, a missing folder or pattern.
@@ -115,7 +129,7 @@ def dataset_from(choice: DatasetChoice, path: Path = REGISTRY) -> Dataset:
     if absent:
         raise UserError(
             f"dataset {merged.get('name', '?')}: give {', '.join(absent)}, "
-            f"or `dataset:` with a name of {path}"
+            f"or `dataset:` with a name of {path or default_file('datasets.yaml')}"
         )
     return Dataset(**{**merged, "folder": expand(merged["folder"])})
 

@@ -15,6 +15,7 @@ from passionsr.report.rendering import (
 )
 from passionsr.report.scores import read_scores
 from passionsr.report.statistics import mark_best
+from passionsr.utils.defaults import PACKAGED
 from passionsr.utils.files import UserError, write_text
 
 PARITY_NOTE = (
@@ -27,7 +28,7 @@ PARITY_NOTE = (
 PUBLISHED = Path("published") / "passionsr_table2.csv"
 
 
-PUBLISHED_TABLE4 = Path(__file__).resolve().parents[2] / "config" / "published_table4.csv"
+PUBLISHED_TABLE4 = PACKAGED / "published_table4.csv"
 
 
 ANOTHER_MODEL = "another model (SD2.1 / OSEDiff) on other data (full-size test sets). Compare the order of the methods, never the values."

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from train_mini import read_photo_list
+from train_mini.data import read_photo_list
 
 from passionsr.data.crops import make_pair, pairs_in, pixels_sha256, read_list, write_pairs
 from passionsr.data.datasets import read_pair

@@ -23,7 +23,6 @@ from passionsr.benchmark.paths import (
 )
 from passionsr.data.crops import RelativeCrop, draw_crops, read_crops, write_crops
 from passionsr.data.dataset_registry import (
-    REGISTRY,
     DatasetChoice,
     dataset_from,
     load_registry,
@@ -31,6 +30,7 @@ from passionsr.data.dataset_registry import (
 )
 from passionsr.data.datasets import PAIRINGS, Dataset, expand, read_sheet, write_sheet
 from passionsr.data.images import read_uint8, write_uint8
+from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError
 
 RNG = np.random.default_rng(0)
@@ -123,7 +123,7 @@ def test_sheets_keep_paths_sizes_and_hashes(tmp_path):
     assert row[0] == "set/0801x4"
     assert row[3:5] == ["48", "32"]
     assert len(row[5]) == len(row[6]) == 64
-    with pytest.raises(UserError, match="the data stage writes it"):
+    with pytest.raises(UserError, match="the job `data` writes it"):
         read_sheet(tmp_path / "none.tsv")
 
 
@@ -140,7 +140,7 @@ def test_wrong_scale_and_damaged_images_are_refused(tmp_path):
 
 def test_the_registry_is_complete():
     """Every dataset names a known source or says where to get it; every hash has its right length."""
-    raw = yaml.safe_load(REGISTRY.read_text())
+    raw = yaml.safe_load(default_file("datasets.yaml").read_text())
     sources = load_sources()
     for name, entry in raw["datasets"].items():
         made = dataset_from(DatasetChoice(dataset=name))

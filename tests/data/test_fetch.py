@@ -296,8 +296,8 @@ def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
     from passionsr.cli import main
     from passionsr.data import dataset_registry, datasets
 
-    monkeypatch.setattr(datasets, "DATA", tmp_path / "data")
-    monkeypatch.setattr(datasets, "LOCKS", tmp_path / "locks")
+    monkeypatch.setattr(dataset_registry, "DATA", tmp_path / "data")
+    monkeypatch.setattr(dataset_registry, "LOCKS", tmp_path / "locks")
     lost = Source("S", (Archive("s.zip", ("http://127.0.0.1:1/s.zip",)),))
     good = Source("G", (archive(server, "g.zip"),))
     server.files["/g.zip"] = zipped(**{"1.png": b"1"})

@@ -3,8 +3,11 @@
 import numpy as np
 import pytest
 import torch
-import train_mini
-from train_mini import Run, Stage, build_model, learning_rate, make_batch, read_photo_list
+from train_mini import __main__ as command_line
+from train_mini.data import make_batch, read_photo_list, vary_colours
+from train_mini.losses import LOSSES, chroma_means
+from train_mini.recipe import AUTOENCODERS, STAGES, Stage, build_model, learning_rate
+from train_mini.run import Run, set_scaling_factor
 
 from passionsr.utils.files import UserError
 
@@ -16,8 +19,8 @@ def pool():
 
 @pytest.fixture
 def short(monkeypatch):
-    stages = {name: Stage(steps=2, batch=2, lr=1e-3) for name in train_mini.STAGES}
-    monkeypatch.setattr(train_mini, "STAGES", stages)
+    for name in STAGES:
+        monkeypatch.setitem(STAGES, name, Stage(steps=2, batch=2, lr=1e-3))
 
 
 def no_lpips(image, target):
@@ -25,7 +28,7 @@ def no_lpips(image, target):
 
 
 def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
-    """A run that stops after every stage, and at a checkpoint inside one, ends where a straight run ends."""
+    """Stopped after a training stage and at a checkpoint inside one: the end is the same."""
     straight = Run(tmp_path / "a", 0, 1)
     straight.train({64: pool}, no_lpips)
     assert straight.stage == "done"
@@ -41,13 +44,13 @@ def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
             raise KilledError
         return original(model, up, hr, lpips, step)
 
-    original = train_mini.LOSSES["latent"]
-    train_mini.LOSSES["latent"] = killed
+    original = LOSSES["latent"]
+    LOSSES["latent"] = killed
     try:
         with pytest.raises(KilledError):
             resumed.train({64: pool}, no_lpips)
     finally:
-        train_mini.LOSSES["latent"] = original
+        LOSSES["latent"] = original
     again = Run(tmp_path / "b", 0, 1)
     assert (again.stage, again.step) == ("latent", 1)
     again.train({64: pool}, no_lpips)
@@ -57,7 +60,7 @@ def test_resuming_gives_the_same_bytes(pool, short, tmp_path):
 
 
 def test_the_decoder_is_frozen_after_the_autoencoder_stages(pool, short, tmp_path):
-    last = train_mini.AUTOENCODERS[-1]
+    last = AUTOENCODERS[-1]
     Run(tmp_path, 0, 1).train({64: pool}, no_lpips, stop_after=last)
     before = {k: v.clone() for k, v in Run(tmp_path, 0, 1).model.state_dict().items()}
     run = Run(tmp_path, 0, 1)
@@ -69,7 +72,7 @@ def test_the_decoder_is_frozen_after_the_autoencoder_stages(pool, short, tmp_pat
 
 def test_latents_get_unit_variance(pool, short, tmp_path):
     model = build_model(0)
-    train_mini.set_scaling_factor(model, pool, 0)
+    set_scaling_factor(model, pool, 0)
     with torch.no_grad():
         latents = torch.cat(
             [model.encode(make_batch(pool, "autoencoder", 10**6 + i, 0)[1]) for i in range(32)]
@@ -79,7 +82,7 @@ def test_latents_get_unit_variance(pool, short, tmp_path):
 
 def test_batches_depend_on_seed_stage_and_step_only(pool):
     up, hr = make_batch(pool, "sr", 3, 0)
-    assert up.shape == hr.shape == (train_mini.STAGES["sr"].batch, 3, 64, 64)
+    assert up.shape == hr.shape == (STAGES["sr"].batch, 3, 64, 64)
     again = make_batch(pool, "sr", 3, 0)
     assert torch.equal(up, again[0])
     assert torch.equal(hr, again[1])
@@ -107,15 +110,15 @@ def test_photo_list_is_well_formed():
 def test_must_run_from_the_root(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="run this from the repository's root"):
-        train_mini.main(["--work", str(tmp_path)])
+        command_line.main(["--work", str(tmp_path)])
 
 
 def test_varied_colours_keep_the_luma_mean_of_grey(pool):
-    """A grey image stays grey; permuted channels are a permutation; the same draw gives the same image."""
+    """A grey image stays grey; the same draw gives the same image, and not the original."""
     grey = np.full((8, 8, 3), 90, np.uint8)
-    assert np.array_equal(train_mini.vary_colours(grey, np.random.default_rng(0)), grey)
+    assert np.array_equal(vary_colours(grey, np.random.default_rng(0)), grey)
     image = pool[0]
-    first, second = (train_mini.vary_colours(image, np.random.default_rng(7)) for _ in range(2))
+    first, second = (vary_colours(image, np.random.default_rng(7)) for _ in range(2))
     assert np.array_equal(first, second)
     assert not np.array_equal(first, image)
 
@@ -123,7 +126,7 @@ def test_varied_colours_keep_the_luma_mean_of_grey(pool):
 def test_chroma_means():
     image = torch.zeros(1, 3, 8, 8)
     image[:, 0, :4] = 1.0  # red above, black below
-    chroma = train_mini.chroma_means(image)
+    chroma = chroma_means(image)
     assert chroma.shape == (1, 2, 2, 2)
     assert chroma[0, 0].tolist() == [[1, 1], [0, 0]]
     assert chroma[0, 1].abs().max() == 0

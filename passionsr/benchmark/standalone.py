@@ -1,0 +1,188 @@
+"""Upscale, quantize and score without a configuration: what the commands of these names do.
+
+Every function reads and checks its small inputs first and imports torch afterwards, so that a wrong
+path is answered at once.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
+from passionsr.data.images import SCALE, read_uint8, to_tensor, upscale, write_uint8
+from passionsr.metrics.registry import check_metrics
+from passionsr.utils.defaults import default_file
+from passionsr.utils.files import UserError, write_csv
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from passionsr.models.one_step import OneStepSR
+    from passionsr.quantization.swap import SwapRow
+
+log = logging.getLogger(__name__)
+
+BATCH_SIZE = 4  # calibration images per batch
+
+
+def read_model(folder: Path) -> OneStepSR:
+    """The float or quantized model in `folder`; UserError if there is none, or it is damaged."""
+    from passionsr.models.folder import load_model
+    from passionsr.quantization.artifact import SCHEME, load_quantized
+
+    return load_quantized(folder) if (folder / SCHEME).exists() else load_model(folder)
+
+
+def upscale_image(
+    source: Path,
+    target: Path,
+    model: Path,
+    options: Mapping[str, Any],
+    posterior: Literal["mean", "sample"] = "mean",
+    prompt: str | None = None,
+) -> None:
+    """Super-resolve one 8-bit RGB image into a PNG of SCALE times its size.
+
+    Args:
+        source: image file to read.
+        target: image file to write.
+        model: folder of a float or a quantized model.
+        options: fields of InferenceOptions.
+        posterior: "mean" or "sample" of the VAE encoder's distribution.
+        prompt: text for a model with a text encoder; None takes the context saved with the model.
+
+    Raises:
+        UserError: the image or the model cannot be read, an option is out of its range, or there is
+            a prompt and no text encoder.
+    """
+    lr = read_uint8(source)
+    from passionsr.inference.super_resolve import InferenceOptions, super_resolve
+
+    chosen = InferenceOptions(**options)
+    loaded = read_model(model)
+    loaded.posterior = posterior
+    if prompt is not None:
+        from passionsr.models.osediff.sd21 import embed_prompt
+
+        loaded.context = embed_prompt(model, prompt)
+    write_uint8(target, super_resolve(loaded, lr, chosen))
+
+
+def find_method(name: str, registry: Path | None = None) -> MethodEntry:
+    """The method of that name; UserError if it is unknown.
+
+    registry: a file like config/methods.yaml; None: see utils.defaults.default_file.
+    """
+    methods = load_methods(registry or default_file("methods.yaml"))
+    if name not in methods:
+        raise UserError(f"method {name!r} is unknown; known: {', '.join(methods)}")
+    return methods[name]
+
+
+def quantize_on_folder(
+    model: Path,
+    calibration: Path,
+    output: Path,
+    *,
+    method: MethodEntry,
+    scheme: str,
+    scope: str = "UV",
+    seed: int = 0,
+) -> list[SwapRow]:
+    """Quantize a float model with a folder of LR images and save the artifact.
+
+    Args:
+        model: folder of the float model.
+        calibration: folder of LR PNG images of one size.
+        output: folder of the artifact to write.
+        method: its class runs with the options of its entry, the class defaults for the rest.
+        scheme: bit widths, such as "W6A6".
+        scope: "U" for the UNet alone, "UV" with the VAE.
+        seed: of the order of the images and of the method's random numbers.
+
+    Returns:
+        One row per quantized layer and attention.
+
+    Raises:
+        UserError: one of the arguments cannot be used; nothing has been written then.
+    """
+    bits = parse_scheme(scheme)
+    files = sorted(calibration.glob("*.png"))
+    if not files:
+        raise UserError(f"{calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)")
+    images = [read_uint8(file) for file in files]
+    from passionsr.calibration.batches import make_batches
+    from passionsr.methods.base import load_method, quantize_model
+    from passionsr.models.folder import load_model
+    from passionsr.quantization.artifact import save_quantized
+
+    chosen = load_method(method.target, method.options)
+    teacher = load_model(model)
+    tensors = [to_tensor(upscale(image)) for image in images]
+    batches = make_batches(teacher, tensors, BATCH_SIZE, seed)
+    quantized, _, report = quantize_model(chosen, teacher, bits, scope, batches, seed)
+    info = {"method": method.name, "scheme": str(bits), "scope": scope, "seed": seed}
+    save_quantized(quantized, output, info)
+    return report
+
+
+def _matching_images(sr: Path, hr: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(name, SR, HR) of every PNG in `sr`; UserError unless each has an HR image of its size."""
+    outputs = sorted(sr.glob("*.png"))
+    if not outputs:
+        raise UserError(f"{sr}: no PNG images")
+    missing = [hr / path.name for path in outputs if not (hr / path.name).is_file()]
+    if missing:
+        raise UserError(
+            f"no HR image for {len(missing)} of {len(outputs)} outputs, first: {missing[0]}"
+        )
+    loaded = [(path.stem, read_uint8(path), read_uint8(hr / path.name)) for path in outputs]
+    for name, output, truth in loaded:
+        if output.shape != truth.shape:
+            raise UserError(
+                f"{name}: SR is {output.shape[1]}x{output.shape[0]} but HR is "
+                f"{truth.shape[1]}x{truth.shape[0]}; they must be of one size"
+            )
+    return loaded
+
+
+def score_folder(
+    sr: Path, hr: Path, output: Path, metrics: Sequence[str]
+) -> dict[str, float | None]:
+    """Score a folder of outputs against the HR images of the same names.
+
+    Args:
+        sr: folder of outputs, PNG.
+        hr: folder of HR images, PNG.
+        output: CSV to write, columns image, metric and value; an empty value where the metric is
+            not available on this machine.
+        metrics: names of metrics.registry.METRICS.
+
+    Returns:
+        Mean over the images by metric; None where no image has a value.
+
+    Raises:
+        UserError: an unknown metric, a missing HR image, or one of another size.
+    """
+    names = check_metrics(metrics)
+    images = _matching_images(sr, hr)
+    from passionsr.metrics.suite import MetricSuite
+
+    suite = MetricSuite(names)
+    rows = []
+    for index, (image, ours, truth) in enumerate(images, 1):
+        scores = suite.score(ours, truth)
+        rows += [
+            {"image": image, "metric": m, "value": "" if v is None else repr(v)}
+            for m, v in scores.items()
+        ]
+        log.info("%d/%d %s", index, len(images), image)
+    write_csv(output, rows, ("image", "metric", "value"))
+    means: dict[str, float | None] = {}
+    for metric in names:
+        values = [float(r["value"]) for r in rows if r["metric"] == metric and r["value"]]
+        means[metric] = sum(values) / len(values) if values else None
+    return means
