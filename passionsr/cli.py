@@ -59,16 +59,18 @@ def _import_osediff(args: argparse.Namespace) -> None:
 
 def _quantize(args: argparse.Namespace) -> None:
     from passionsr.benchmark.config import load_methods, parse_scheme
-    from passionsr.data.images import SCALE, read_uint8, upscale
+    from passionsr.data.images import read_uint8, upscale
+    from passionsr.models.family import family_of_folder
 
     scheme = parse_scheme(args.scheme)
     methods = load_methods(args.methods)
     if args.method not in methods:
         raise UserError(f"method {args.method!r} is unknown; known: {', '.join(methods)}")
+    scale = family_of_folder(args.model).scale
     files = sorted(args.calibration.glob("*.png"))
     if not files:
         raise UserError(
-            f"{args.calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)"
+            f"{args.calibration}: no PNG images for calibration (LR images, 1/{scale} size)"
         )
     arrays = [read_uint8(f) for f in files]
     from passionsr.calibration.batches import make_batches
@@ -80,7 +82,7 @@ def _quantize(args: argparse.Namespace) -> None:
     entry = methods[args.method]
     method = load_method(entry.target, entry.options)
     teacher = load_model(args.model)
-    batches = make_batches(teacher, [to_tensor(upscale(a)) for a in arrays], 4, args.seed)
+    batches = make_batches(teacher, [to_tensor(upscale(a, scale)) for a in arrays], 4, args.seed)
     model, _, report = quantize_model(method, teacher, scheme, args.scope, batches, args.seed)
     info = {"method": args.method, "scheme": str(scheme), "scope": args.scope, "seed": args.seed}
     save_quantized(model, args.output, info)

@@ -44,10 +44,11 @@ from PIL import Image
 from torch import Tensor, nn
 
 from passionsr.data.degrade import degrade, rng_for
-from passionsr.data.images import SCALE, upscale
+from passionsr.data.images import upscale
 from passionsr.metrics.weights import ensure_weights, use_private_hub
 from passionsr.models.one_step import OneStepSR
-from passionsr.models.tiny import small_model
+from passionsr.models.osediff.family import OSEDIFF
+from passionsr.models.tiny import SmallShape, small_model
 from passionsr.utils.files import UserError, atomic_path, write_json, write_text
 
 log = logging.getLogger("train_mini")
@@ -100,8 +101,7 @@ LOG_EVERY = 50
 
 def build_model(seed: int) -> OneStepSR:
     """The untrained mini model: three levels, latent factor 4."""
-    return small_model(
-        seed=seed,
+    shape = SmallShape(
         vae_channels=(32, 48, 64),
         unet_channels=(64, 96, 128),
         heads=(2, 3, 4),
@@ -109,6 +109,7 @@ def build_model(seed: int) -> OneStepSR:
         vae_groups=8,
         unet_groups=16,
     )
+    return small_model(shape, seed)
 
 
 def fetch_photos(folder: Path) -> Path:
@@ -177,7 +178,7 @@ def vary_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """(upscaled LR, HR), each (N, 3, crop, crop) float32 in [0, 1]; depends only on its arguments."""
     crop = STAGES[stage].crop
-    rng = rng_for(seed, stage, step)
+    rng, scale = rng_for(seed, stage, step), OSEDIFF.scale
     hrs, ups = [], []
     for index in rng.integers(0, len(pool), STAGES[stage].batch):
         hr = np.rot90(pool[index], int(rng.integers(4)))
@@ -185,11 +186,11 @@ def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tens
             hr = hr[:, ::-1]
         if STAGES[stage].colours:
             hr = vary_colours(hr, rng)
-        y, x = rng.integers(0, (pool.shape[1] - crop) // SCALE + 1, 2) * SCALE
+        y, x = rng.integers(0, (pool.shape[1] - crop) // scale + 1, 2) * scale
         window = np.s_[y : y + crop, x : x + crop]
         hrs.append(hr[window])
         if stage not in AUTOENCODERS:
-            ups.append(upscale(degrade(np.ascontiguousarray(hr), rng))[window])
+            ups.append(upscale(degrade(np.ascontiguousarray(hr), rng, scale), scale)[window])
 
     def stack(images: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(images or hrs)).permute(0, 3, 1, 2).float().div(255)
