@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+
+from passionsr.metrics.registry import METRICS
+from passionsr.metrics.weights import weights_digest
 from passionsr.utils.code_digest import code_digest
 
 # Read the configuration, or fetch: the values that a job uses are parameters of its rule.
@@ -21,3 +27,23 @@ def job_code(*modules: str) -> str:
 def method_code(target: str) -> str:
     """Digest of one method ("module:Class") and all it imports: the other methods' code does not concern its runs."""
     return code_digest([target.partition(":")[0]], LEFT_OUT)
+
+
+# Of a metric its own entry and its own weights count, not the lists in which they stand. The
+# suite takes only its error type from utils.files.
+OTHER_METRICS = (*LEFT_OUT, "passionsr.metrics.weights", "passionsr.utils.files")
+
+
+def metric_code(name: str) -> str:
+    """Digest of what computes one metric: its settings, its weights, pyiqa's version, the suite.
+
+    How it is printed and how exactly it must be reproduced do not count.
+    """
+    metric = METRICS[name]
+    parts = [
+        json.dumps(metric.computation(), sort_keys=True),
+        weights_digest(metric.pyiqa),
+        importlib.metadata.version("pyiqa"),
+        code_digest(["passionsr.metrics.suite"], OTHER_METRICS),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
