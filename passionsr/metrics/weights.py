@@ -123,7 +123,7 @@ class _ArrayUnpickler(pickle.Unpickler):
                 f"metric weights: pickle names {module}.{name}; only arrays are allowed"
             )
         if name == "_reconstruct":
-            return np._core.multiarray._reconstruct
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         return getattr(np, name)
 
 

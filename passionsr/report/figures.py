@@ -248,8 +248,8 @@ def write_figures(config: Config) -> None:
     save(figure, folder / "loss_curves.png")
     with_let = [r for r in runs if config.options(r).get("let", True)]
     ranked = sorted(with_let, key=lambda r: (r.method != "passionsr", r.scheme != "W6A6"))
-    figure = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
-    save(figure or _empty("no run uses LET"), folder / "ranges_let.png")
+    ranges = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
+    save(ranges or _empty("no run uses LET"), folder / "ranges_let.png")
     save(sweep_figure(config, every_seed), folder / "bits_sweep.png")
     if config.sensitivity:
         rows = pd.read_csv(sensitivity_file(config))

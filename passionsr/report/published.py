@@ -98,7 +98,7 @@ def full_set(dataset: str) -> str:
 
 
 def write_parity(config: Config, folder: Path) -> None:
-    """parity.csv and parity.md: our scores of external outputs next to published ones, per image."""
+    """parity.csv, parity.md: our scores of external outputs next to published ones, per image."""
     table2 = published_rows(TABLE2, config.metrics)
     frames, markdown = [], []
     for outputs in config.external_outputs:
@@ -127,4 +127,5 @@ def _paper_means(
     if table2 is None:
         return {}, title
     match = table2[(table2.dataset == full) & (table2.method == "OSEDiff")]
-    return ({} if match.empty else match.iloc[0].to_dict()), title
+    rows = match.head(1).to_dict("records")
+    return {str(column): value for row in rows for column, value in row.items()}, title

@@ -16,6 +16,7 @@ from passionsr.utils.files import write_text
 
 EMBEDDED = "embedded test set"
 MEASURED, PUBLISHED = "measured here", "published, another model"
+UNQUANTIZED = "W32A32"
 
 
 def tex_escape(text: str) -> str:
@@ -50,7 +51,7 @@ def format_rows(
     cost: Sequence[Column] = (),
     sign: str = "",
 ) -> list[list[str]]:
-    """Cells for printing; a repeated bit width is left blank, cost columns stand before the metrics.
+    """Cells for printing; a repeated bit width is blank, cost columns stand before the metrics.
 
     "≈" marks a difference to the best that is inside the noise. sign: "+" prints both signs.
     """

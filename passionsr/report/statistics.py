@@ -80,7 +80,7 @@ def intervals(
         return {}
     means = resampled_means(rows)
     result = {}
-    for method in means:
+    for method in map(str, means.columns):
         noise = False
         if best and method not in best and best[0] in means:
             low, high = interval(means[method] - means[best[0]])

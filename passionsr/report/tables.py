@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pandas as pd
-from tabulate import tabulate
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config, parse_scheme
 from passionsr.benchmark.records import check_run
 from passionsr.report.published import published_block, write_parity
-from passionsr.report.rendering import EMBEDDED, write_table
+from passionsr.report.rendering import EMBEDDED, UNQUANTIZED, write_table
 from passionsr.report.scores import load_scores, mean_scores, run_costs, with_cost
 from passionsr.report.statistics import interval, intervals, mark_best, resampled_means
 from passionsr.report.table_list import TableSpec, tables_of
 from passionsr.utils.files import write_json, write_text
-
-UNQUANTIZED = "W32A32"
 
 
 def means(
@@ -40,7 +37,7 @@ def means(
         Rows in print order: bits, method (title), the metrics' means, best and noise (names of
         metrics, ';'-separated), and <metric>_lo, <metric>_hi: the 95 % bootstrap interval.
     """
-    by_row = mean_scores(scores, config.metrics)
+    by_row: Any = mean_scores(scores, config.metrics)
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
     titles |= {g.name: g.title for g in config.external_outputs}
     schemes = sorted(
@@ -62,7 +59,8 @@ def means(
         own = scores[(scores.scheme == scheme) & (scores.scope == here)]
         own = own[own.method.isin(group.index)]
         bands = {n: intervals(own, n, list(marks.index[marks[n]])) for n in config.metrics}
-        for method, row in group.iterrows():
+        for label, row in group.iterrows():
+            method = str(label)
             cells = {n: b[method] for n, b in bands.items() if method in b}
             line = {"bits": scheme, "method": titles[method], **row.to_dict()}
             line["best"] = ";".join(n for n in config.metrics if marks.loc[method, n])
@@ -107,9 +105,10 @@ def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.Dat
     assert spec.minus is not None
     pairs = {method: spec.minus(config, method) for method in spec.methods(config)}
     own = scores[(scores.scope == spec.scope) & scores.value.notna()]
+    datasets: list[str | None] = [d.name for d in config.datasets] or [None]
     rows = []
     for scheme in dict.fromkeys(r.scheme for r in config.runs if r.method in pairs):
-        for dataset in [d.name for d in config.datasets] or [None]:
+        for dataset in datasets:
             group = own[own.scheme == scheme]
             group = group if dataset is None else group[group.dataset == dataset]
             for method, other in pairs.items():
@@ -126,11 +125,13 @@ def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.Dat
 def _difference(
     config: Config, scores: pd.DataFrame, method: str, other: str | None
 ) -> dict[str, Any]:
-    """The metrics, their intervals and the noise of one row; no numbers if a method has no score."""
+    """The metrics, their intervals and the noise of one row; no numbers without both methods."""
     both = scores[scores.method.isin((method, other))]
+    if other is None or both.method.nunique() < 2:
+        return {"noise": ""}
     cells: dict[str, Any] = {}
     noise = []
-    for name in config.metrics if both.method.nunique() == 2 else ():
+    for name in config.metrics:
         part = both[both.metric == name]
         if part.empty:
             continue
@@ -174,7 +175,8 @@ def write_tables(config: Config) -> None:
 def _summary(config: Config, scores: pd.DataFrame) -> dict[str, Any]:
     """Bits -> scope -> method -> metric -> mean."""
     summary: dict[str, Any] = {}
-    for (scheme, scope, method), row in mean_scores(scores, config.metrics).iterrows():
+    rows: Iterable[Any] = mean_scores(scores, config.metrics).iterrows()
+    for (scheme, scope, method), row in rows:
         group = summary.setdefault(scheme, {}).setdefault(scope, {})
         group[method] = row.dropna().to_dict()
     return summary
@@ -182,12 +184,7 @@ def _summary(config: Config, scores: pd.DataFrame) -> dict[str, Any]:
 
 def _cost_per_run(config: Config, costs: pd.DataFrame) -> str:
     shown = costs[["run", "seconds", "peak MiB", "mib"]]
-    per_run = tabulate(
-        shown.rename(columns={"mib": "MiB above imports"}),
-        headers="keys",
-        tablefmt="pipe",
-        showindex=False,
-    )
+    per_run = shown.rename(columns={"mib": "MiB above imports"}).to_markdown(index=False)
     return (
         f"Calibration cost with {config.threads} thread(s) per run; varies from run to run."
         f"\n\n{per_run}\n"
