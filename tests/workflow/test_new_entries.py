@@ -51,11 +51,11 @@ def score(folder, metric, run_id=RUN):
 
 
 def test_a_new_metric_is_the_only_one_computed(copy):
+    edit(copy, REGISTRY, "_ALL = (\n", f"_ALL = (\n{METRIC}")
+    assert planned(copy) == {}  # known, and asked for by nobody
     path, value = score(copy, "psnr")
     # A score that nobody would compute: what is kept keeps it.
     path.write_text(path.read_text().replace(value, "99.0"))
-    edit(copy, REGISTRY, "_ALL = (\n", f"_ALL = (\n{METRIC}")
-    assert planned(copy) == {}  # known, and asked for by nobody
     edit(copy, CONFIG, "metrics: [psnr,", "metrics: [ssim_rgb, psnr,")
     # `probe` says whether it can be computed; the tables and figures have the configuration's hash.
     assert planned(copy) == {"metric_weights": 1, **SCORE, "tables": 1, "figures": 1}
