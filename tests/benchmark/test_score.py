@@ -1,4 +1,4 @@
-"""The scoring job: an earlier score is kept exactly as long as what it was computed from is the same."""
+"""The scoring job keeps a score exactly as long as all it was computed from is the same."""
 
 import csv
 import dataclasses

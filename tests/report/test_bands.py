@@ -1,4 +1,4 @@
-"""config/expected.tsv: the numbers of docs/results/ lie in it; each way of leaving it is one line."""
+"""config/expected.tsv holds the numbers of docs/results/; each way of leaving it is one line."""
 
 import shutil
 from pathlib import Path

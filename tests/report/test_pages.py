@@ -1,4 +1,4 @@
-"""Generated pages: no HTML in tables, what stays where nothing was measured, the headline's cells."""
+"""Generated pages: no HTML in tables, what stays where nothing was measured, the headline."""
 
 from pathlib import Path
 

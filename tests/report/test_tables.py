@@ -105,7 +105,8 @@ def test_intervals_are_paired():
     assert bands["c"][2]
     low, high, _ = bands["a"]
     assert low < np.mean(base) < high
-    # Against the normal approximation: 1.96 standard errors; the bootstrap of 12 values is a little narrower.
+    # Against the normal approximation, 1.96 standard errors: the bootstrap of 12 values is a little
+    # narrower.
     half = 1.96 * np.std(base, ddof=1) / 12**0.5
     assert 0.8 * half < (high - low) / 2 < 1.1 * half
 
@@ -122,7 +123,7 @@ def test_seeds_widen_the_interval():
 
 
 def test_seeds_are_paired():
-    """Seeds that move two methods alike do not hide the difference; the rows' order does not matter."""
+    """Seeds that move two methods alike hide no difference; the rows' order does not matter."""
     frames = [
         scores({("a", "W8A8"): {"psnr": [20.0 + s] * 3}, ("b", "W8A8"): {"psnr": [19.9 + s] * 3}})
         .assign(seed=s)
@@ -187,7 +188,10 @@ def test_ablation_rows():
 
 
 def test_what_released_switches_cost(tmp_path):
-    """Differences to the class's own row, by hand: -1 dB on every image is outside the noise, +1 and -1 are inside."""
+    """Differences to the class's own row, by hand.
+
+    -1 dB on every image is outside the noise, +1 and -1 are inside.
+    """
     full = replace(load_config("config/mini-full.yaml"), metrics=("psnr", "lpips"))
     values = scores(
         {

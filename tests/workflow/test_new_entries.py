@@ -1,4 +1,4 @@
-"""A metric, a title, a table: one entry each, and the workflow makes what is new and nothing else."""
+"""A metric, a title, a table: one entry, and the workflow makes what is new and nothing else."""
 
 import csv
 import shutil
@@ -14,7 +14,9 @@ RUN = "passionsr-W4A4-UV-s0"
 METRIC = """    Metric(name="ssim_rgb", pyiqa="ssim", kind="FR", title="SSIM (RGB)", digits=4,
            lower_better=False, float_margin=0.002, margin=0.04),
 """
-TABLE = """    TableSpec(name="whole", title="Whole methods ({name})", scope="UV", methods=whole_methods),
+TABLE = """    TableSpec(
+        name="whole", title="Whole methods ({name})", scope="UV", methods=whole_methods
+    ),
 """
 SCORE = {"score_W32A32": 1, "score_W4A4": 1}
 
