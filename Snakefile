@@ -36,7 +36,7 @@ rule all:
         rules.reference.output,
         expand(rules.calibrate.output, run=RUNS),
         expand(rules.infer.output, run=RUNS),
-        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *EXTERNAL, *RUNS]],
+        SCORES,
 
 
 onstart:

@@ -33,7 +33,6 @@ __all__ = [
     "ABLATIONS",
     "BICUBIC",
     "FP32",
-    "RELEASED_TABLES",
     "Config",
     "ExternalOutputs",
     "MethodEntry",
@@ -47,7 +46,6 @@ __all__ = [
 
 # Reference rows of every table; they are runs without a calibration.
 FP32, BICUBIC = "fp32", "bicubic"
-RELEASED_TABLES = ("released", "released_cost")
 # Keys of former versions and what they are called now.
 RENAMED = {"lean": "low_memory", "given": "external_outputs"}
 
@@ -121,12 +119,6 @@ class Config:
     def results(self) -> Path:
         """results/<name>."""
         return Path("results") / self.name
-
-    @property
-    def tables(self) -> list[str]:
-        """Names of the tables of metrics; RELEASED_TABLES only where such runs are in the sheet."""
-        released = any(self.entries[r.method].ablation == "released" for r in self.runs)
-        return ["table2", "ablation", "table4", "unet_only", *(RELEASED_TABLES if released else ())]
 
     def run(self, run_id: str) -> Run:
         """The run of that name; UserError if the configuration has none."""

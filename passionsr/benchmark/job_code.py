@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import importlib.metadata
+import json
+
+from passionsr.metrics.registry import METRICS
+from passionsr.metrics.weights import weights_digest
 from passionsr.models.family import FAMILIES
 from passionsr.utils.code_digest import code_digest
 
@@ -28,3 +34,23 @@ def family_code(name: str) -> str:
     """Name of a model family and digest of its code: families are looked up, not imported."""
     module = FAMILIES.get(name, name).partition(":")[0]
     return f"{name} {code_digest([module, 'passionsr.models.family'], LEFT_OUT)}"
+
+
+# Of a metric its own entry and its own weights count, not the lists in which they stand. The
+# suite takes only its error type from utils.files.
+OTHER_METRICS = (*LEFT_OUT, "passionsr.metrics.weights", "passionsr.utils.files")
+
+
+def metric_code(name: str) -> str:
+    """Digest of what computes one metric: its settings, its weights, pyiqa's version, the suite.
+
+    How it is printed and how exactly it must be reproduced do not count.
+    """
+    metric = METRICS[name]
+    parts = [
+        json.dumps(metric.computation(), sort_keys=True),
+        weights_digest(metric.pyiqa),
+        importlib.metadata.version("pyiqa"),
+        code_digest(["passionsr.metrics.suite"], OTHER_METRICS),
+    ]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]

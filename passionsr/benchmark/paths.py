@@ -13,7 +13,7 @@
             run.json                     the record, written last (passionsr/benchmark/records.py)
         runs/sensitivity.csv             each layer quantized alone
         images/<run_id>/*.png            outputs on the test set
-        scores/<run_id>.csv              one row per image and metric
+        scores/<run_id>/<metric>.csv     one row per image
         tables/ figures/
         logs/ benchmarks/                one file per job: its log, Snakemake's seconds and memory
         resume/<run_id>/                 what an unfinished calibration needs to go on
@@ -57,9 +57,14 @@ def image_folder(config: Config, run_id: str) -> Path:
     return config.results / ("reference" if run_id in (FP32, BICUBIC) else "images") / run_id
 
 
-def scores_file(config: Config, run_id: str) -> Path:
-    """scores/<run_id>.csv."""
-    return config.results / "scores" / f"{run_id}.csv"
+def scores_file(config: Config, run_id: str, metric: str) -> Path:
+    """results/<name>/scores/<run_id>/<metric>.csv: one row per image."""
+    return config.results / "scores" / run_id / f"{metric}.csv"
+
+
+def scores_files(config: Config, run_id: str) -> list[Path]:
+    """The scores of a run, a file per metric of the configuration."""
+    return [scores_file(config, run_id, metric) for metric in config.metrics]
 
 
 def sensitivity_file(config: Config) -> Path:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -16,22 +17,22 @@ from torch import Tensor
 
 from passionsr.data.images import to_tensor
 from passionsr.metrics.registry import METRICS, Metric, check_metrics
-from passionsr.metrics.weights import HUB_FILES, ensure_weights, unavailable_reason, use_private_hub
+from passionsr.metrics.weights import (
+    ensure_weights,
+    is_hub_only,
+    unavailable_reason,
+    use_private_hub,
+)
 from passionsr.utils.files import UserError
 
 log = logging.getLogger(__name__)
 
 
-SETTINGS = {
-    "psnr": {"test_y_channel": True, "color_space": "ycbcr"},
-    "ssim": {"test_y_channel": True, "color_space": "ycbcr"},
-}
-
-
 def smallest_size(images: Sequence[Tensor]) -> list[Tensor]:
-    """Resize (1, 3, H, W) images to the smallest H and W among them, as measure.py does (methods.md 9).
+    """Resize (1, 3, H, W) images to the smallest H and W among them.
 
-    Bilinear without antialiasing; images of that size are returned as they are.
+    As PassionSR's measure.py does: bilinear without antialiasing; images of that size are returned
+    as they are.
     """
     size = tuple(min(image.shape[axis] for image in images) for axis in (2, 3))
     return [
@@ -45,8 +46,11 @@ def smallest_size(images: Sequence[Tensor]) -> list[Tensor]:
 class MetricSuite:
     """Builds each pyiqa metric once per process and scores image pairs.
 
-    Args: names: columns of METRICS. cache: see metric_weights.hub_dir.
-    Unavailable metrics are in `missing` (name -> reason); their scores are None.
+    Args:
+        names: metrics of the registry.
+        cache: folder of the metric weights, see `passionsr.metrics.weights.hub_dir`.
+
+    Metrics that cannot be built here are in `missing` (name -> reason); their scores are None.
     """
 
     def __init__(self, names: Sequence[str], cache: str | Path | None = None):
@@ -54,19 +58,16 @@ class MetricSuite:
         self.missing: dict[str, str] = {}
         ensure_weights(cache)
         use_private_hub(cache)
-        self._models: dict[tuple, torch.nn.Module] = {}
+        self._models: dict[str, torch.nn.Module] = {}
         for name in self.names:
             reason = unavailable_reason(METRICS[name].pyiqa, cache) or self._build(METRICS[name])
             if reason:
                 self.missing[name] = reason
                 log.warning("%s: n/a: %s", name, reason)
 
-    def _settings(self, metric: Metric) -> dict:
-        # Fidelity PSNR is over RGB: a colour shift against the float output must count.
-        return {} if metric.name == "psnr_fp" else SETTINGS.get(metric.pyiqa, {})
-
-    def _key(self, metric: Metric) -> tuple:
-        return (metric.pyiqa, *sorted(self._settings(metric)))
+    def _key(self, metric: Metric) -> str:
+        """Metrics of one pyiqa name and settings share a model."""
+        return json.dumps([metric.pyiqa, metric.settings], sort_keys=True)
 
     def _build(self, metric: Metric) -> str | None:
         """Create the pyiqa metric; the reason if a hub-only one cannot be had."""
@@ -78,10 +79,10 @@ class MetricSuite:
         try:
             with contextlib.redirect_stdout(chatter):
                 model = pyiqa.create_metric(
-                    metric.pyiqa, device=torch.device("cpu"), **self._settings(metric)
+                    metric.pyiqa, device=torch.device("cpu"), **metric.settings
                 )
         except Exception as err:  # pyiqa raises whatever its downloads raise
-            if metric.pyiqa not in HUB_FILES:
+            if not is_hub_only(metric.pyiqa):
                 raise
             return f"pyiqa could not build it ({type(err).__name__}: {str(err).splitlines()[0]})"
         self._models[self._key(metric)] = model
@@ -94,12 +95,19 @@ class MetricSuite:
         hr: np.ndarray,
         fp: np.ndarray | None = None,
         resize: bool = False,
+        only: Collection[str] | None = None,
     ) -> dict[str, float | None]:
-        """Scores of one image by column name; None where the metric is unavailable.
+        """Scores of one image by metric name; None where the metric is not available.
 
-        Args: sr, hr, fp: (H, W, 3) uint8; fp is the float model's output (None leaves fidelity None). resize: bring
-            sizes that differ to the smallest, see `smallest_size`.
-        Raises UserError if sizes differ and resize is not asked for.
+        Args:
+            sr: (H, W, 3) uint8, the output.
+            hr: (H, W, 3) uint8, the ground truth.
+            fp: (H, W, 3) uint8, the float model's output; without it the metrics of kind FP are
+                None.
+            resize: bring images of different sizes to the smallest, see `smallest_size`.
+            only: metrics of this suite to compute; default: all.
+
+        Raises UserError if sizes differ and `resize` is not asked for, or if a score is not finite.
         """
         for name, other in (("HR", hr), ("FP32", fp)):
             if other is not None and other.shape != sr.shape and not resize:
@@ -111,16 +119,21 @@ class MetricSuite:
         references = {"FR": others[0], "FP": None if fp is None else others[1]}
         scores: dict[str, float | None] = {}
         for name in self.names:
-            metric = METRICS[name]
-            reference = references.get(metric.kind)
-            if name in self.missing or (metric.kind == "FP" and reference is None):
-                scores[name] = None
-                continue
-            if metric.pyiqa == "maniqa":
-                torch.manual_seed(123)  # random crops (methods.md 9)
-            arguments = (image,) if metric.kind == "NR" else (image, reference)
-            value = float(self._models[self._key(metric)](*arguments))
-            if not math.isfinite(value):
-                raise UserError(f"{name} is {value}: the image cannot be scored by it")
-            scores[name] = value
+            if only is None or name in only:
+                scores[name] = self._score_one(name, image, references)
         return scores
+
+    def _score_one(
+        self, name: str, image: Tensor, references: Mapping[str, Tensor | None]
+    ) -> float | None:
+        metric = METRICS[name]
+        reference = references.get(metric.kind)
+        if name in self.missing or (metric.kind == "FP" and reference is None):
+            return None
+        if metric.seed is not None:
+            torch.manual_seed(metric.seed)
+        arguments = (image,) if metric.kind == "NR" else (image, reference)
+        value = float(self._models[self._key(metric)](*arguments))
+        if not math.isfinite(value):
+            raise UserError(f"{name} is {value}: the image cannot be scored by it")
+        return value

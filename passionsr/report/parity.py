@@ -11,15 +11,15 @@ from tabulate import tabulate
 from passionsr.metrics.registry import METRICS
 from passionsr.utils.files import UserError
 
-# Per image (methods.md 9): absolute, or relative for no-reference metrics.
-TOLERANCE = {"psnr": 1e-3, "ssim": 1e-5, "lpips": 1e-4, "dists": 1e-4}
-RELATIVE = {"niqe": 1e-3, "musiq": 1e-3, "clipiqa": 1e-3, "maniqa": 2e-2}
-
 
 def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.DataFrame:
     """One row per metric that both have: means, largest difference, tolerance, images beyond it.
 
-    Args: ours: score rows (image, metric, value). published: CSV with a column `image` (file names) and metrics.
+    Args:
+        ours: score rows (image, metric, value).
+        published: CSV with a column `image` (file names) and a column per metric.
+        metrics: to compare; one without a tolerance or with missing scores is left out.
+
     Raises UserError for a malformed file or one about other images.
     """
     log = pd.read_csv(published)
@@ -32,13 +32,14 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
         raise UserError(f"{published}: {len(alone)} images differ from ours, first: {alone[0]}")
     rows = []
     for name in metrics:
-        if name not in log.columns or name not in mine.columns or mine[name].isna().any():
+        tolerance = METRICS[name].tolerance
+        if tolerance is None or name not in log.columns or name not in mine.columns:
+            continue
+        if mine[name].isna().any():
             continue
         theirs = log[name].reindex(mine.index)
         difference = (mine[name] - theirs).abs()
-        relative = name in RELATIVE
-        deviation = difference / theirs.abs() if relative else difference
-        tolerance = RELATIVE[name] if relative else TOLERANCE[name]
+        deviation = difference / theirs.abs() if tolerance.relative else difference
         rows.append(
             {
                 "metric": name,
@@ -46,16 +47,19 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
                 "published": theirs.mean(),
                 "measured": mine[name].mean(),
                 "largest_difference": deviation.max(),
-                "relative": relative,
-                "tolerance": tolerance,
-                "beyond": int((deviation > tolerance).sum()),
+                "relative": tolerance.relative,
+                "tolerance": tolerance.value,
+                "beyond": int((deviation > tolerance.value).sum()),
             }
         )
     return pd.DataFrame(rows)
 
 
 def to_markdown(table: pd.DataFrame, reference: dict[str, float], reference_title: str) -> str:
-    """The comparison, one column per metric; reference: a published row of other data, by metric."""
+    """The comparison, one column per metric.
+
+    reference: metric -> mean on other data, printed last under `reference_title`; may be empty.
+    """
     unit = ["relative" if r else "" for r in table.relative]
 
     def row(title: str, values: Sequence[str]) -> list[str]:

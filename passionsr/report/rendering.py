@@ -1,142 +1,175 @@
-"""Tables as csv, Markdown and LaTeX."""
+"""Tables as CSV, Markdown and LaTeX."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pandas as pd
-from tabulate import tabulate
+from tabulate import LATEX_ESCAPE_RULES, tabulate
 
+from passionsr.benchmark.config import Config
 from passionsr.metrics.registry import METRICS
+from passionsr.report.table_list import Column, TableSpec
 from passionsr.utils.files import write_text
 
-LEGEND = (
-    "Mean over images and seeds, below it the 95 % bootstrap interval; bold: best of its bit width; ≈: the paired "
-    "difference to the best is inside the noise; n/a: weights not available here (see the log)."
-)
+EMBEDDED = "embedded test set"
+MEASURED, PUBLISHED = "measured here", "published, another model"
+UNQUANTIZED = "W32A32"
+
+
+def tex_escape(text: str) -> str:
+    """Text for LaTeX: tabulate's rules, and the symbols of our headers and marks."""
+    symbols = {"≈": r"$\approx$", "↓": r"$\downarrow$", "↑": r"$\uparrow$"}
+    return "".join((LATEX_ESCAPE_RULES | symbols).get(c, c) for c in text)
 
 
 @dataclass(frozen=True)
-class Column:
-    """A printed column that is no metric: what a run costs."""
+class Style:
+    """How cells are written.
 
-    name: str
-    title: str
-    digits: int
+    Attributes:
+        bold: format of the best value of a bit width.
+        interval: format of the interval, appended to its value; None leaves intervals out.
+        escape: for all text but `bold` and `interval` themselves.
+    """
+
+    bold: str
+    interval: str | None = None
+    escape: Callable[[str], str] = str
 
 
-EMBEDDED = "embedded test set"
+MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>")
+TEX = Style(r"\textbf{{{}}}", r" [{}, {}]", tex_escape)
 
 
 def format_rows(
     table: pd.DataFrame,
     metrics: Sequence[str],
-    bold: str,
-    interval: str | None = None,
+    style: Style,
     cost: Sequence[Column] = (),
     sign: str = "",
 ) -> list[list[str]]:
-    """Strings for printing; a repeated bit width is left blank. `cost` columns stand before the metrics.
+    """Cells for printing; a repeated bit width is blank, cost columns stand before the metrics.
 
-    bold: a format such as "**{}**". interval: a format with two places, appended to the value. "≈" marks a
-    difference to the best that is inside the noise. sign: "+" prints both signs.
+    "≈" marks a difference to the best that is inside the noise. sign: "+" prints both signs.
     """
     lines, last = [], None
     for _, row in table.iterrows():
         cells = ["" if row.bits == last else row.bits, row.method]
         last = row.bits
         cells += ["n/a" if pd.isna(row[c.name]) else f"{row[c.name]:.{c.digits}f}" for c in cost]
-        for name in metrics:
-            value = row[name]
-            text = "n/a" if pd.isna(value) else f"{value:{sign}.{METRICS[name].digits}f}"
-            if name in str(row.best).split(";"):
-                text = bold.format(text)
-            elif name in str(row.get("noise", "")).split(";"):
-                text += " ≈"
-            low, high = row.get(f"{name}_lo"), row.get(f"{name}_hi")
-            if interval is not None and pd.notna(low):
-                digits = METRICS[name].digits
-                text += interval.format(f"{low:{sign}.{digits}f}", f"{high:{sign}.{digits}f}")
-            cells.append(text)
-        lines.append(cells)
+        cells = [style.escape(cell) for cell in cells]
+        lines.append([*cells, *(format_cell(row, name, style, sign) for name in metrics)])
     return lines
 
 
-def headers(metrics: Sequence[str], cost: Sequence[Column] = ()) -> list[str]:
-    """Column titles with the better direction."""
-    arrow = {True: "↓", False: "↑"}
-    return [
-        "bits",
-        "method",
-        *(c.title for c in cost),
-        *(f"{METRICS[n].title} {arrow[METRICS[n].lower_better]}" for n in metrics),
-    ]
-
-
-def _tex_safe(text: str) -> str:
-    for old, new in (
-        ("_", r"\_"),
-        ("≈", r"$\approx$"),
-        ("%", r"\%"),
-        ("↓", r"$\downarrow$"),
-        ("↑", r"$\uparrow$"),
-    ):
-        text = text.replace(old, new)
+def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "") -> str:
+    """One metric of a row: its value, marked, and its interval if the style has one."""
+    digits = METRICS[metric].digits
+    value = row[metric]
+    text = style.escape("n/a" if pd.isna(value) else f"{value:{sign}.{digits}f}")
+    if metric in str(row.best).split(";"):
+        text = style.bold.format(text)
+    elif metric in str(row.get("noise", "")).split(";"):
+        text += style.escape(" ≈")
+    bounds = [row.get(f"{metric}_{end}") for end in ("lo", "hi")]
+    if style.interval is not None and pd.notna(bounds[0]):
+        text += style.interval.format(*(f"{bound:{sign}.{digits}f}" for bound in bounds))
     return text
 
 
+def metric_header(metric: str) -> str:
+    """A metric's title with the better direction."""
+    return f"{METRICS[metric].title} {'↓' if METRICS[metric].lower_better else '↑'}"
+
+
+def headers(metrics: Sequence[str], cost: Sequence[Column] = ()) -> list[str]:
+    """Titles of the columns of `format_rows`."""
+    return ["bits", "method", *(c.title for c in cost), *map(metric_header, metrics)]
+
+
+@dataclass(frozen=True)
+class PublishedBlock:
+    """The published rows that stand below a table (None: there are none), and what is said."""
+
+    rows: pd.DataFrame | None = None
+    note: str = ""
+
+
 def write_table(
-    table: pd.DataFrame, metrics: Sequence[str], stem: Path, title: str, published: pd.DataFrame | None = None,
-    published_note: str = "", cost: Sequence[Column] = (), published_cost: Sequence[Column] = (),
-    legend: str = LEGEND, sign: str = "",
-) -> None:  # fmt: skip
-    """Write stem.csv, stem.md and stem.tex; the published block comes second, labelled as such. sign: see `format_rows`."""
-    measured = table.assign(source="measured here")
-    blocks = (
-        [measured]
-        if published is None
-        else [measured, published.assign(source="published, another model")]
-    )
-    extra = [c for c in measured.columns if c == "noise" or c.endswith(("_lo", "_hi"))]
-    costs = [c.name for c in (*cost, *published_cost)]
-    columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
-    merged = pd.concat(blocks, ignore_index=True).reindex(columns=columns)
+    spec: TableSpec, config: Config, table: pd.DataFrame, published: PublishedBlock, folder: Path
+) -> None:
+    """Write folder/<table>.csv, .md and .tex; the published block comes second, labelled as such.
+
+    table: measured rows, of `passionsr.report.tables.build_table`.
+    """
+    stem = folder / spec.name
+    merged = with_published(spec, config.metrics, table, published)
     write_text(stem.with_suffix(".csv"), merged.to_csv(index=False, lineterminator="\n"))
-    markdown = [f"**{title}**", ""]
-    tex = [r"% needs \usepackage{booktabs}", f"% {title}"]
+    write_text(stem.with_suffix(".md"), _markdown(spec, config, table, published))
+    write_text(stem.with_suffix(".tex"), _tex(spec, config, table, published))
+
+
+def with_published(
+    spec: TableSpec, metrics: Sequence[str], table: pd.DataFrame, published: PublishedBlock
+) -> pd.DataFrame:
+    """Measured and published rows in the columns of the CSV; `source` tells them apart."""
+    blocks = [table.assign(source=MEASURED)]
+    if published.rows is not None:
+        blocks.append(published.rows.assign(source=PUBLISHED))
+    extra = [c for c in table.columns if c == "noise" or c.endswith(("_lo", "_hi"))]
+    costs = [c.name for c in spec.cost_columns]
+    columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
+    return pd.concat(blocks, ignore_index=True).reindex(columns=columns)
+
+
+def _markdown(
+    spec: TableSpec, config: Config, table: pd.DataFrame, published: PublishedBlock
+) -> str:
+    lines = [f"**{spec.title.format(name=config.name)}**", ""]
+    head = headers(config.metrics, spec.cost)
     for dataset, part in table.groupby("dataset", sort=False):
         if dataset != EMBEDDED:
-            markdown += [f"*{dataset}, measured here*", ""]
-            tex += [f"% {dataset}, measured here"]
-        rows = format_rows(part, metrics, "**{}**", "<br><sub>{} .. {}</sub>", cost, sign)
-        markdown += [tabulate(rows, headers(metrics, cost), "pipe", disable_numparse=True), ""]
-        tex += [tabulate(
-            [
-                [_tex_safe(c) if "textbf" not in c else c for c in row]
-                for row in format_rows(part, metrics, r"\textbf{{{}}}", r" [{}, {}]", cost, sign)
-            ],
-            [_tex_safe(h) for h in headers(metrics, cost)], "latex_raw", disable_numparse=True,
-        )]  # fmt: skip
-    markdown.append(legend)
-    if published_note:
-        markdown += ["", published_note]
-        tex += ["", f"% {published_note}"]
-    if published is not None:
-        common = [m for m in metrics if m in published.columns]
-        for dataset, block in published.groupby("dataset", sort=False):
-            head = headers(common, published_cost)
-            rows = format_rows(block, common, "**{}**", cost=published_cost)
-            markdown += [
-                "",
-                f"*{dataset}, published*",
-                "",
-                tabulate(rows, head, "pipe", disable_numparse=True),
-            ]
-            tex_rows = format_rows(block, common, r"\textbf{{{}}}", cost=published_cost)
-            tex += ["", f"% {dataset}, published", tabulate(
-                [[_tex_safe(c) for c in r] for r in tex_rows], [_tex_safe(h) for h in head], "latex_raw", disable_numparse=True,
-            )]  # fmt: skip
-    write_text(stem.with_suffix(".md"), "\n".join(markdown) + "\n")
-    write_text(stem.with_suffix(".tex"), "\n".join(tex) + "\n")
+            lines += [f"*{dataset}, measured here*", ""]
+        rows = format_rows(part, config.metrics, MARKDOWN, spec.cost, spec.sign)
+        lines += [tabulate(rows, head, "pipe", disable_numparse=True), ""]
+    lines.append(spec.legend.format(beside="below"))
+    if published.note:
+        lines += ["", published.note]
+    for dataset, head, rows in _published_tables(spec, config, published, MARKDOWN):
+        lines += ["", f"*{dataset}, published*", ""]
+        lines += [tabulate(rows, head, "pipe", disable_numparse=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _tex(spec: TableSpec, config: Config, table: pd.DataFrame, published: PublishedBlock) -> str:
+    lines = [r"% needs \usepackage{booktabs}", f"% {spec.title.format(name=config.name)}"]
+    head = [tex_escape(title) for title in headers(config.metrics, spec.cost)]
+    for dataset, part in table.groupby("dataset", sort=False):
+        if dataset != EMBEDDED:
+            lines += [f"% {dataset}, measured here"]
+        rows = format_rows(part, config.metrics, TEX, spec.cost, spec.sign)
+        lines += [tabulate(rows, head, "latex_raw", disable_numparse=True)]
+    if published.note:
+        lines += ["", f"% {published.note}"]
+    for dataset, titles, rows in _published_tables(spec, config, published, TEX):
+        head = [tex_escape(title) for title in titles]
+        lines += ["", f"% {dataset}, published"]
+        lines += [tabulate(rows, head, "latex_raw", disable_numparse=True)]
+    return "\n".join(lines) + "\n"
+
+
+def _published_tables(
+    spec: TableSpec, config: Config, published: PublishedBlock, style: Style
+) -> list[tuple[str, list[str], list[list[str]]]]:
+    """Per dataset its name, the titles of the columns and the cells."""
+    if published.rows is None or spec.published is None:
+        return []
+    common = [m for m in config.metrics if m in published.rows.columns]
+    head = headers(common, spec.published.cost)
+    return [
+        (str(dataset), head, format_rows(block, common, style, spec.published.cost))
+        for dataset, block in published.rows.groupby("dataset", sort=False)
+    ]

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 import pandas as pd
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
-from passionsr.benchmark.paths import scores_file
+from passionsr.benchmark.paths import scores_files
 from passionsr.benchmark.records import read_record
 
 
 def load_scores(config: Config) -> pd.DataFrame:
     """All scores of a configuration, one row per number; `value` is NaN where not available.
 
-    Of external outputs, which cover their whole dataset, the images that the runs were tested on.
+    Of external outputs, which cover their whole dataset, only the images that the runs were tested
+    on.
     """
     external = [g.name for g in config.external_outputs]
     run_ids = [BICUBIC, FP32, *external, *(run.run_id for run in config.runs)]
@@ -26,8 +27,8 @@ def load_scores(config: Config) -> pd.DataFrame:
 
 
 def read_scores(config: Config, run_id: str) -> pd.DataFrame:
-    """The score rows of one run."""
-    return pd.read_csv(scores_file(config, run_id))
+    """The score rows of one run: of every metric of the configuration, image by image."""
+    return pd.concat(map(pd.read_csv, scores_files(config, run_id)), ignore_index=True)
 
 
 def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:

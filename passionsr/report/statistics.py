@@ -1,4 +1,14 @@
-"""Means, best marks and bootstrap intervals of score rows. No torch."""
+"""Means, best marks and bootstrap intervals of score rows. No torch.
+
+A cell of a table is the mean of the scores of all images and seeds of its row. Its interval says
+how far that mean would move with other images and other seeds of the same kind: a percentile
+bootstrap (Efron, 1979) draws, 2000 times, as many images and as many seeds as there are, with
+replacement, and takes the mean of the scores of the drawn images under the drawn seeds; the
+interval holds the middle 95 % of these means. Two methods are compared by the same bootstrap of
+their difference: both get the same drawn images and seeds (a paired bootstrap), so that what makes
+an image hard for all methods cancels. If the interval of the difference holds 0, the difference is
+called noise.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +19,7 @@ import pandas as pd
 
 from passionsr.metrics.registry import METRICS
 
-DRAWS = 2000
+DRAWS = 2000  # bootstrap repetitions
 
 
 def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -26,8 +36,12 @@ def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
 def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     """Bootstrap means of one metric: (draws, methods), images and seeds drawn with replacement.
 
-    The same images and the same seeds are drawn for every method, so differences between columns are paired: a seed means the
-    same order of the calibration images for all of them. group: score rows.
+    The same images and the same seeds are drawn for every method, so differences between columns
+    are paired: a seed means the same order of the calibration images for all of them.
+
+    Args:
+        group: score rows of one metric, bit width, scope and dataset; every method on all images.
+        draws: number of bootstrap repetitions.
     """
     cube = group.pivot_table("value", ["method", "seed"], "image", sort=False).sort_index()
     counts = cube.groupby(level="method").size()
@@ -42,8 +56,8 @@ def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     return pd.DataFrame(means)
 
 
-def _band(draws: pd.Series) -> tuple[float, float]:
-    """The 95 % interval of bootstrap draws."""
+def interval(draws: pd.Series) -> tuple[float, float]:
+    """The middle 95 % of bootstrap draws: (lower, upper)."""
     low, high = np.percentile(draws, [2.5, 97.5])
     return float(low), float(high)
 
@@ -53,18 +67,23 @@ def intervals(
 ) -> dict[str, tuple[float, float, bool]]:
     """Method -> (lower, upper, within noise) of one group of score rows.
 
-    95 % bootstrap interval over images and seeds; within noise: the 95 % interval of the paired difference to the
-    best method holds 0.
+    lower, upper: 95 % bootstrap interval of the mean over images and seeds. Within noise: the 95 %
+    interval of the paired difference to the best method holds 0.
+
+    Args:
+        scores: rows of one bit width, scope and dataset.
+        metric: of these rows.
+        best: the best methods by the printed mean; the first is compared with.
     """
     rows = scores[(scores.metric == metric) & scores.value.notna()]
     if rows.empty:
         return {}
     means = resampled_means(rows)
     result = {}
-    for method in means:
+    for method in map(str, means.columns):
         noise = False
         if best and method not in best and best[0] in means:
-            low, high = _band(means[method] - means[best[0]])
+            low, high = interval(means[method] - means[best[0]])
             noise = low <= 0 <= high
-        result[method] = (*_band(means[method]), noise)
+        result[method] = (*interval(means[method]), noise)
     return result

@@ -1,4 +1,4 @@
-"""`passionsr explain`: every cell of every table traces back to its scores, and a wrong mean is refused."""
+"""`passionsr explain`: every cell traces back to its scores, and a wrong mean is refused."""
 
 import csv
 import hashlib
@@ -10,7 +10,9 @@ import pytest
 
 from passionsr.benchmark.config import load_config
 from passionsr.cli import main
-from passionsr.report.explain import SCOPES, table_rows
+from passionsr.report.explain import table_rows
+from passionsr.report.table_list import TABLES as TABLE_LIST
+from passionsr.report.table_list import tables_of
 
 TABLES = "results/test/tables"
 
@@ -23,7 +25,7 @@ def explain(table, row, col):
 def here(finished, monkeypatch):
     """Inside the finished copy; files that a test changes are put back."""
     monkeypatch.chdir(finished)
-    before = {p: p.read_bytes() for p in Path("results/test").glob("*/*.csv")}
+    before = {p: p.read_bytes() for p in Path("results/test").rglob("*.csv")}
     yield finished
     for path, data in before.items():
         path.write_bytes(data)
@@ -50,8 +52,9 @@ def test_a_cell_with_all_that_made_it(here, capsys):
 
 def test_every_cell_of_every_table(here, capsys):
     config = load_config("config/test.yaml")
-    assert {*config.tables, "released"} == set(SCOPES)
-    for name in config.tables:
+    names = [spec.name for spec in tables_of(config)]
+    assert {*names, "released", "released_cost"} == {spec.name for spec in TABLE_LIST}
+    for name in names:
         rows = table_rows(config, Path(f"{TABLES}/{name}.csv"))
         assert {"table2": 6, "ablation": 5, "table4": 5, "unet_only": 1}[name] == len(rows)
         for row in rows:
@@ -62,7 +65,8 @@ def test_every_cell_of_every_table(here, capsys):
 @pytest.mark.parametrize(
     ("table", "row", "col", "message"),
     [
-        ("table2.csv", "passionsr-W2A2", "psnr", "no row 'passionsr-W2A2'; rows: bicubic, fp32, minmax-W8A8"),
+        ("table2.csv", "passionsr-W2A2", "psnr",
+         "no row 'passionsr-W2A2'; rows: bicubic, fp32, minmax-W8A8"),
         ("unet_only.csv", "minmax-W8A8", "psnr", "no row 'minmax-W8A8'; rows: fp32"),
         ("table2.csv", "fp32", "fid", "no column 'fid'; columns: psnr, ssim"),
         ("cost.md", "fp32", "psnr", "give one of table2.csv, ablation.csv, table4.csv"),
@@ -77,9 +81,9 @@ def test_unknown(here, capsys, table, row, col, message):
 
 
 def test_a_mean_that_differs_is_refused(here, capsys):
-    path = Path("results/test/scores/minmax-W8A8-UV-s0.csv")
+    path = Path("results/test/scores/minmax-W8A8-UV-s0/psnr.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))
-    first = next(r["value"] for r in rows if r["metric"] == "psnr")
+    first = rows[0]["value"]
     path.write_text(path.read_text().replace(first, repr(float(first) + 1e-6)))
     assert explain("table2.csv", "minmax-W8A8", "psnr") == 2
     err = capsys.readouterr().err
@@ -93,7 +97,8 @@ def test_a_run_of_another_configuration_is_refused(here, capsys):
     other = here / "other.yaml"
     other.write_text(text.replace("batch_size: 2", "batch_size: 1"))
     try:
-        status = main(["explain", f"{TABLES}/table2.csv", "--row", "minmax-W8A8", "--col", "psnr", "--config", str(other)])  # fmt: skip
+        cell = ["--row", "minmax-W8A8", "--col", "psnr"]
+        status = main(["explain", f"{TABLES}/table2.csv", *cell, "--config", str(other)])
     finally:
         other.unlink()
     assert status == 2

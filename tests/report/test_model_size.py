@@ -28,9 +28,9 @@ def costs(full):
 
 
 def test_full_size_counts(costs):
-    """methods.md 2.3: UNet 865.785 M and 339.241 GMAC exactly, by the profiler's rule; VAE 83.614 M.
+    """UNet 865.785 M and 339.241 GMAC exactly, by the profiler's rule; VAE 83.614 M.
 
-    The VAE's 1781.123 GMAC there is 0.006 % below what its layers give.
+    The VAE's 1781.123 GMAC by the profiler is 0.006 % below what its layers give.
     """
     assert costs["unet"].layers == 282
     assert costs["vae"].layers == 72

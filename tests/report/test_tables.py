@@ -10,18 +10,31 @@ from passionsr.benchmark.config import ExternalOutputs, load_config
 from passionsr.data.datasets import Dataset
 from passionsr.report.pages import fill
 from passionsr.report.parity import compare, to_markdown
-from passionsr.report.published import (
-    COST,
-    PUBLISHED_COST,
-    PUBLISHED_TABLE4,
-    marked,
-    published_rows,
+from passionsr.report.published import published_note, published_rows
+from passionsr.report.rendering import (
+    PublishedBlock,
+    Style,
+    format_rows,
+    tex_escape,
+    write_table,
 )
-from passionsr.report.rendering import LEGEND, format_rows, write_table
 from passionsr.report.scores import with_cost
 from passionsr.report.statistics import intervals
-from passionsr.report.tables import DIFFERENCES, ablation_rows, build, build_all, released_costs
+from passionsr.report.table_list import (
+    COST,
+    MEANS,
+    TABLE2,
+    TABLE4,
+    ablation_rows,
+    table_files,
+    table_spec,
+    tables_of,
+)
+from passionsr.report.tables import differences, means, means_per_dataset
 from passionsr.utils.files import UserError
+
+SPEC = replace(table_spec("table2"), name="t", title="T")
+NONE = PublishedBlock()
 
 
 @pytest.fixture
@@ -64,7 +77,7 @@ def example():
 
 
 def test_rows_order_means_and_marks(config):
-    table = build(config, example(), ["minmax", "passionsr"], "UV", ("bicubic", "fp32"))
+    table = means(config, example(), ["minmax", "passionsr"], "UV", ("bicubic", "fp32"))
     assert list(table.bits) == ["W32A32"] * 2 + ["W8A8"] * 2 + ["W4A4"] * 2
     assert list(table.method) == ["Bicubic", "FP32"] + ["MinMax", "PassionSR"] * 2
     assert list(table.psnr)[:4] == [15.0, 25.0, 21.0, 22.5]
@@ -92,7 +105,8 @@ def test_intervals_are_paired():
     assert bands["c"][2]
     low, high, _ = bands["a"]
     assert low < np.mean(base) < high
-    # Against the normal approximation: 1.96 standard errors; the bootstrap of 12 values is a little narrower.
+    # Against the normal approximation, 1.96 standard errors: the bootstrap of 12 values is a little
+    # narrower.
     half = 1.96 * np.std(base, ddof=1) / 12**0.5
     assert 0.8 * half < (high - low) / 2 < 1.1 * half
 
@@ -109,7 +123,7 @@ def test_seeds_widen_the_interval():
 
 
 def test_seeds_are_paired():
-    """Seeds that move two methods alike do not hide the difference; the rows' order does not matter."""
+    """Seeds that move two methods alike hide no difference; the rows' order does not matter."""
     frames = [
         scores({("a", "W8A8"): {"psnr": [20.0 + s] * 3}, ("b", "W8A8"): {"psnr": [19.9 + s] * 3}})
         .assign(seed=s)
@@ -123,8 +137,8 @@ def test_seeds_are_paired():
 
 
 def test_printed_cells(config):
-    table = build(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
-    rows = format_rows(table, config.metrics, "**{}**")
+    table = means(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    rows = format_rows(table, config.metrics, Style("**{}**"))
     assert rows[0][:3] == ["W32A32", "FP32", "25.00"]
     assert rows[1][:3] == ["W8A8", "MinMax", "21.00 ≈"]  # -4 and +1 dB on two images: noise
     assert rows[2][:3] == ["", "PassionSR", "**22.50**"]
@@ -139,10 +153,10 @@ def test_published_block(config, tmp_path, monkeypatch):
         "RealSR,W32A32,OSEDiff,25,0.7,0.3,67\nRealSR,W8A8,A,20,0.5,0.4,50\nRealSR,W8A8,B,21,0.4,0.4,40\n"
     )
     monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
-    block = published_rows(config.metrics)
+    block = published_rows(TABLE2, config.metrics)
     assert list(block.best) == ["", "ssim;lpips;musiq", "psnr;lpips"]
-    table = build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
-    write_table(table, config.metrics, tmp_path / "t", "T", block, "another model")
+    table = means_per_dataset(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    write_table(SPEC, config, table, PublishedBlock(block, "another model"), tmp_path)
     text = (tmp_path / "t.md").read_text()
     assert text.index("PassionSR") < text.index("another model") < text.index("OSEDiff")
     frame = pd.read_csv(tmp_path / "t.csv")
@@ -167,12 +181,17 @@ def test_ablation_rows():
     assert released[:5] == ["minmax", "ptq4dm", "qdiffusion", "efficientdm", "passionsr"]
     switches = {n for n, e in full.entries.items() if e.ablation == "released"}
     assert set(released[5:]) == switches
-    assert {"released", "released_cost"} <= set(full.tables)
-    assert not {"released", "released_cost"} & set(load_config("config/mini.yaml").tables)
+    names = {spec.name for spec in tables_of(full)}
+    assert {"released", "released_cost"} <= names
+    names -= {spec.name for spec in tables_of(load_config("config/mini.yaml"))}
+    assert names == {"released", "released_cost"}
 
 
 def test_what_released_switches_cost(tmp_path):
-    """Differences to the class's own row, by hand: -1 dB on every image is outside the noise, +1 and -1 are inside."""
+    """Differences to the class's own row, by hand.
+
+    -1 dB on every image is outside the noise, +1 and -1 are inside.
+    """
     full = replace(load_config("config/mini-full.yaml"), metrics=("psnr", "lpips"))
     values = scores(
         {
@@ -184,7 +203,8 @@ def test_what_released_switches_cost(tmp_path):
             ("official_quant_site", "W6A6"): {"psnr": [10.5, 10.5]},  # PTQ4DM itself is missing
         }
     )
-    table = released_costs(full, values).set_index("method")
+    spec = table_spec("released_cost")
+    table = differences(full, values, spec).set_index("method")
     assert len(table) == sum(e.ablation == "released" for e in full.entries.values())
     bias = table.loc["quantize_bias: official"]
     assert (bias.psnr, bias.psnr_lo, bias.psnr_hi) == (-1, -1, -1)
@@ -195,23 +215,20 @@ def test_what_released_switches_cost(tmp_path):
     # Of a class without a plain row there is nothing to compare with.
     alone = {n: e for n, e in full.entries.items() if n != "efficientdm"}
     runs = tuple(r for r in full.runs if r.method in alone)
-    table = released_costs(replace(full, entries=alone, runs=runs), values)
+    table = differences(replace(full, entries=alone, runs=runs), values, spec)
     table = table.set_index("method")
     assert table.loc["EfficientDM, qalora_base: int"].isna()[["psnr", "lpips"]].all()
-    write_table(
-        released_costs(full, values), full.metrics, tmp_path / "t", "T",
-        legend=DIFFERENCES, sign="+",
-    )  # fmt: skip
+    write_table(replace(spec, name="t"), full, differences(full, values, spec), NONE, tmp_path)
     text = (tmp_path / "t.md").read_text()
     assert "-1.00<br><sub>-1.00 .. -1.00</sub>" in text
     assert "+0.50<br>" in text
     assert "inside the noise" in text
-    assert LEGEND not in text
+    assert MEANS[:20] not in text
 
 
 def test_cost_columns(config, tmp_path):
     """Means over a row's runs of its own scope; the published block keeps its own units."""
-    table = build_all(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
+    table = means_per_dataset(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     runs = [
         ("W8A8", "MinMax", "UV", 10, 100),
         ("W8A8", "MinMax", "UV", 20, 300),
@@ -219,33 +236,34 @@ def test_cost_columns(config, tmp_path):
     ]
     costs = pd.DataFrame(runs, columns=["bits", "method", "scope", "seconds", "mib"])
     costed = with_cost(table, costs, "UV")
-    rows = format_rows(costed, ["psnr"], "**{}**", cost=COST)
+    rows = format_rows(costed, ["psnr"], Style("**{}**"), cost=COST)
     assert rows[0] == ["W32A32", "FP32", "n/a", "n/a", "25.00"]
     assert rows[1] == ["W8A8", "MinMax", "15", "200", "21.00 ≈"]
-    published = marked(PUBLISHED_TABLE4, config.metrics, PUBLISHED_COST)
-    write_table(costed, ["psnr"], tmp_path / "t", "T", published, "other", COST, PUBLISHED_COST)  # fmt: skip
+    published = PublishedBlock(published_rows(TABLE4, config.metrics), "other")
+    spec = replace(SPEC, cost=COST, published=TABLE4)
+    write_table(spec, replace(config, metrics=("psnr",)), costed, published, tmp_path)
     text = (tmp_path / "t.md").read_text()
     assert text.index("calibration, s") < text.index("GPU time, h")
     assert "LBQ+LET+DQC | 1.07" in " ".join(text.split())
     frame = pd.read_csv(tmp_path / "t.csv")
-    assert frame.hours.dropna().tolist() == [0.0, 2.66, 3.87, 1.07]  # methods.md 11.2
+    assert frame.hours.dropna().tolist() == [0.0, 2.66, 3.87, 1.07]  # the printed table
 
 
 def test_published_block_absent_or_malformed(config, tmp_path, monkeypatch):
     monkeypatch.setenv("PASSIONSR_SHARED", str(tmp_path))
-    assert published_rows(config.metrics) is None
+    assert published_rows(TABLE2, config.metrics) is None
     (tmp_path / "published").mkdir()
     (tmp_path / "published" / "passionsr_table2.csv").write_text("a,b\n1,2\n")
     with pytest.raises(UserError, match="expected columns dataset, bits, method"):
-        published_rows(config.metrics)
+        published_rows(TABLE2, config.metrics)
 
 
 def test_published_table_is_complete(shared, config, monkeypatch):
     monkeypatch.setenv("PASSIONSR_SHARED", str(shared))
-    block = published_rows(load_config("config/mini.yaml").metrics)
+    block = published_rows(TABLE2, load_config("config/mini.yaml").metrics)
     assert len(block) == 36
     row = block[(block.dataset == "RealSR") & (block.bits == "W8A8") & (block.method == "LSQ")]
-    assert float(row.psnr.iloc[0]) == 15.39  # methods.md 4.5
+    assert float(row.psnr.iloc[0]) == 15.39  # the printed table
 
 
 def test_readme_blocks():
@@ -270,11 +288,11 @@ def test_several_datasets_give_a_block_each(config, tmp_path):
         datasets=sets,
         external_outputs=(ExternalOutputs("theirs", "Theirs", "B", tmp_path),),
     )
-    table = build_all(config, both, ["minmax", "passionsr"], "UV", ("fp32",))
+    table = means_per_dataset(config, both, ["minmax", "passionsr"], "UV", ("fp32",))
     fp = table[table.method == "FP32"].set_index("dataset").psnr
     assert fp.to_dict() == {"A": 25.0, "B": 26.0}
     assert table[table.method == "Theirs"].set_index("dataset").psnr.to_dict() == {"B": 41.0}
-    write_table(table, config.metrics, tmp_path / "t", "T")
+    write_table(SPEC, config, table, NONE, tmp_path)
     text = (tmp_path / "t.md").read_text()
     assert text.index("*A, measured here*") < text.index("*B, measured here*")
     assert set(pd.read_csv(tmp_path / "t.csv").dataset) == {"A", "B"}
@@ -300,3 +318,38 @@ def test_parity_by_hand(tmp_path):
     log.write_text("image,psnr\na.png,25.0\nc.png,30.0\n")
     with pytest.raises(UserError, match="2 images differ from ours, first: b"):
         compare(ours, log, ["psnr"])
+
+
+def test_a_metric_without_a_tolerance_is_not_compared(tmp_path):
+    """Nobody publishes fidelity to our float model."""
+    ours = scores({("x", "W32A32"): {"psnr": [25.0], "psnr_fp": [25.0]}}).assign(image="a")
+    log = tmp_path / "log.csv"
+    log.write_text("image,psnr,psnr_fp\na.png,25.0,25.0\n")
+    assert list(compare(ours, log, ["psnr", "psnr_fp"]).metric) == ["psnr"]
+
+
+def test_tex_is_escaped():
+    assert tex_escape("a_b & 5 % of {x} ≈ ↓") == (r"a\_b \& 5 \% of \{x\} $\approx$ $\downarrow$")
+
+
+def test_what_is_said_about_published_numbers():
+    """Only where every tested set is a full-size set of the table can values be compared."""
+    assert "on the full-size test sets" in published_note(TABLE2, ["A"], {"A", "B"})
+    for tested in ([], ["A_crop128"], ["A", "C"]):
+        assert "never the values" in published_note(TABLE2, tested, {"A", "B"})
+    assert published_note(TABLE4, ["RealSR"], {"RealSR"}).startswith("w/o LET is the paper's LBQ")
+
+
+def test_files_of_the_job(config, tmp_path):
+    """Three files a table, and parity where outputs made elsewhere are scored."""
+    names = [path.name for path in table_files(config)]
+    assert names == [
+        *(f"{t}.{s}" for t in ("table2", "ablation", "table4", "unet_only")
+          for s in ("csv", "md", "tex")),
+        "cost.md", "summary.json",
+    ]  # fmt: skip
+    outputs = (ExternalOutputs("theirs", "Theirs", "B", tmp_path),)
+    more = {path.name for path in table_files(replace(config, external_outputs=outputs))}
+    assert more - set(names) == {"parity.csv", "parity.md"}
+    full = {path.name for path in table_files(load_config("config/mini-full.yaml"))}
+    assert {"released.tex", "released_cost.csv"} <= full

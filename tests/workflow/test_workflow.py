@@ -14,7 +14,7 @@ from passionsr.benchmark.config import load_config
 from passionsr.benchmark.reproducibility import products
 from passionsr.metrics.registry import METRICS
 from passionsr.report.bands import measured
-from passionsr.report.pages import page, short
+from passionsr.report.result_pages import headline, results_page
 
 
 def planned(result):
@@ -37,7 +37,8 @@ def test_products(finished):
             "layers.csv",
         ):
             assert (folder / name).stat().st_size > 0
-        assert (results / "scores" / f"{run.run_id}.csv").stat().st_size > 0
+        scored = {path.stem for path in (results / "scores" / run.run_id).glob("*.csv")}
+        assert scored == set(config.metrics)
         assert len(list((results / "images" / run.run_id).glob("*.png"))) == 2
     for name in ("table2", "ablation", "table4", "unet_only", "table3"):
         for suffix in ("csv", "md", "tex"):
@@ -54,22 +55,20 @@ def test_pages_hold_the_numbers_of_the_tables(finished, tmp_path):
     """A page is read back by another reader than the one that wrote it; to the printed digits."""
     results = finished / "results" / "test"
     path = tmp_path / "test.md"
-    path.write_text(page(results))
+    path.write_text(results_page(results))
     name, printed = measured(path)
     assert (name, printed.keys()) == ("test", measured(results)[1].keys())
     for key, value in measured(results)[1].items():
         assert abs(printed[key] - value) <= 0.5001 * 10 ** -METRICS[key[3]].digits, key
-    rows = short(results / "tables" / "table2.csv").splitlines()
-    assert [line.split("|")[2].strip() for line in rows[2:]] == [
-        "Bicubic", "FP32", "MinMax", "PassionSR", "MinMax", "PassionSR",
-    ]  # fmt: skip
-    value = printed["table2", "W4A4", "PassionSR", "psnr_fp"]
-    assert f"{value:.2f}" in rows[-1]
+    rows = headline(results).splitlines()
+    assert [line.split("|")[1].strip() for line in rows[2:4]] == ["Bicubic", "FP32"]
+    value = printed["table2", "W32A32", "Bicubic", "lpips"]
+    assert f"{value:.4f} ± " in rows[2]
 
 
 def test_one_row_per_number(finished):
-    path = finished / "results" / "test" / "scores" / "minmax-W4A4-UV-s0.csv"
-    rows = list(csv.DictReader(path.open()))
+    folder = finished / "results" / "test" / "scores" / "minmax-W4A4-UV-s0"
+    rows = [row for path in folder.glob("*.csv") for row in csv.DictReader(path.open())]
     assert len(rows) == 2 * 5  # images x metrics
     values = {(r["image"], r["metric"]): r["value"] for r in rows}
     assert len(values) == len(rows)
@@ -261,10 +260,10 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     result = snakemake(finished, *arguments)
     assert result.status == 0, result.output[-3000:]
     folder = finished / "results" / "local"
-    rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s0.csv").open()))
+    rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s0" / "psnr.csv").open()))
     assert {(r["dataset"], r["image"]) for r in rows} == {("A", "0801x4"), ("B", "0801x4")}
     assert all(float(r["value"]) > 0 for r in rows)
-    given = list(csv.DictReader((folder / "scores" / "theirs.csv").open()))
+    given = list(csv.DictReader((folder / "scores" / "theirs" / "psnr.csv").open()))
     assert {r["image"] for r in given} == {"0801x4", "0802x4"}
     parity = list(csv.DictReader((folder / "tables" / "parity.csv").open()))
     assert [(r["metric"], r["images"]) for r in parity] == [("psnr", "2")]

@@ -10,10 +10,17 @@ sys.path.insert(0, str(ROOT))
 from passionsr.benchmark import paths, recovery
 from passionsr.benchmark.config import BICUBIC, FP32, load_config
 from passionsr.benchmark.inputs import missing_inputs, missing_report
-from passionsr.benchmark.job_code import family_code, job_code, method_code
+from passionsr.benchmark.job_code import (
+    family_code,
+    job_code,
+    method_code,
+    metric_code,
+)
 from passionsr.data.datasets import DATA as FETCHED_IN
 from passionsr.data.fetch import FETCHED
+from passionsr.metrics.registry import METRICS
 from passionsr.models.family import get_family
+from passionsr.report.table_list import table_files
 from passionsr.utils.files import UserError
 
 CONFIG_FILE = config.get("file", "config/mini.yaml")
@@ -55,6 +62,10 @@ def images(run):
     return [str(path) for path in paths.image_files(CFG, run)]
 
 
+def scores(run):
+    return [str(path) for path in paths.scores_files(CFG, run)]
+
+
 def values(*items):
     """Values of the configuration as a rule's parameter: equal for equal values, whatever the order of keys."""
     return json.dumps(items, sort_keys=True, default=repr)
@@ -71,14 +82,9 @@ def at_attempt(megabytes):
     return lambda wildcards, attempt: megabytes * attempt
 
 
-TABLES = [
-    f"{RESULTS}/tables/{name}.{suffix}"
-    for name in CFG.tables
-    for suffix in ("csv", "md", "tex")
-] + [f"{RESULTS}/tables/cost.md", f"{RESULTS}/tables/summary.json"]
+TABLES = [str(path) for path in table_files(CFG)]
 EXTERNAL = [e.name for e in CFG.external_outputs]
-if EXTERNAL:
-    TABLES += [f"{RESULTS}/tables/parity.{suffix}" for suffix in ("csv", "md")]
+SCORES = [path for run in [FP32, BICUBIC, *EXTERNAL, *RUNS] for path in scores(run)]
 SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
 FIGURES = [
     f"{RESULTS}/figures/{name}.png"

@@ -1,4 +1,7 @@
 # One scoring process per bit width: building the metrics costs more than scoring a run with them.
+# `update` leaves earlier scores in place: each has a digest of what it was computed from, and the
+# job computes only those that are missing or of another digest (benchmark/jobs/score.py).
+METRIC_CODE = [f"{name} {metric_code(name)}" for name in CFG.metrics]
 SCORE_GROUPS = {"W32A32": [FP32, BICUBIC]}
 for run in CFG.runs:
     SCORE_GROUPS.setdefault(run.scheme, []).append(run.run_id)
@@ -14,7 +17,7 @@ for scheme, members in SCORE_GROUPS.items():
             images=[path for member in members for path in images(member)],
             reference=images(FP32),
         output:
-            [str(paths.scores_file(CFG, member)) for member in members],
+            update([path for member in members for path in scores(member)]),
         log:
             f"{RESULTS}/logs/score-{scheme}.log",
         benchmark:
@@ -25,7 +28,7 @@ for scheme, members in SCORE_GROUPS.items():
             mem_mb=at_attempt(3000),
         params:
             code=job_code("benchmark.jobs.score"),
-            metrics=list(CFG.metrics),
+            metrics=METRIC_CODE,
             resize=CFG.resize_mismatch,
             runs=" ".join(members),
         shell:
@@ -44,7 +47,7 @@ rule score_external:
             for p in e.folder.glob("*.png")
         ),
     output:
-        f"{RESULTS}/scores/{{external}}.csv",
+        update([f"{RESULTS}/scores/{{external}}/{name}.csv" for name in CFG.metrics]),
     log:
         f"{RESULTS}/logs/score-{{external}}.log",
     benchmark:
@@ -57,7 +60,7 @@ rule score_external:
         mem_mb=at_attempt(3000),
     params:
         code=job_code("benchmark.jobs.score"),
-        metrics=list(CFG.metrics),
+        metrics=METRIC_CODE,
         resize=CFG.resize_mismatch,
     shell:
         f"{JOB} score --config {CONFIG_FILE} --run {{wildcards.external}} > {{log}} 2>&1"
@@ -65,7 +68,7 @@ rule score_external:
 
 rule tables:
     input:
-        [str(paths.scores_file(CFG, run)) for run in [FP32, BICUBIC, *EXTERNAL, *RUNS]],
+        SCORES,
         [f"{RESULTS}/runs/{run}/run.json" for run in RUNS],
     output:
         TABLES,
@@ -80,6 +83,7 @@ rule tables:
         code=job_code("report.tables"),
         config=CFG.digest,
         titles=[entry.title for entry in CFG.entries.values()],
+        metrics=[str(METRICS[name].presentation()) for name in CFG.metrics],
     shell:
         f"{JOB} tables --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -90,7 +94,7 @@ rule figures:
         images=[path for run in [FP32, *RUNS] for path in images(run)],
         fits=[f"{RESULTS}/runs/{run}/fit.csv" for run in RUNS],
         ranges=[f"{RESULTS}/runs/{run}/ranges.csv" for run in RUNS],
-        scores=[str(paths.scores_file(CFG, run)) for run in RUNS],
+        scores=[path for run in RUNS for path in scores(run)],
         sensitivity=SENSITIVITY,
     output:
         FIGURES,
@@ -104,5 +108,6 @@ rule figures:
     params:
         code=job_code("report.figures"),
         config=CFG.digest,
+        metrics=[METRICS[m].title for m in CFG.metrics if METRICS[m].kind == "FP"],
     shell:
         f"{JOB} figures --config {CONFIG_FILE} > {{log}} 2>&1"

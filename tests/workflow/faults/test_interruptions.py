@@ -24,7 +24,7 @@ RUN = "passionsr-W4A4-UV-s0"
 LATER = {
     "calibrate": f"runs/{RUN}",
     "infer": f"images/{RUN}",
-    "score": f"scores/{RUN}.csv",
+    "score": f"scores/{RUN}",
     "tables": "tables",
 }
 

@@ -220,7 +220,7 @@ def test_traps_stale_records_and_no_records(versioned):
 def test_repro_resumes(versioned):
     """A lost file costs its own job."""
     before = tree(versioned)
-    (versioned / "results/small/scores/minmax-W4A4-UV-s0.csv").unlink()
+    (versioned / "results/small/scores/minmax-W4A4-UV-s0/psnr.csv").unlink()
     assert jobs(dvc(versioned, "repro")) == {"score_W4A4": 1}
     assert tree(versioned) == before
 
