@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import partial
 from typing import Literal
 
@@ -43,20 +42,7 @@ from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.range_search import shrink_search
 from passionsr.quantization.spec import Form, Scheme
-from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
-
-NATIVE_8BIT = {
-    "unet": ("unet.time_embedding.linear_*", "unet.conv_in", "unet.conv_out"),
-    "vae": (
-        "vae.encoder.conv_in",
-        "vae.quant_conv",
-        "vae.post_quant_conv",
-        "vae.encoder.conv_out",
-        "vae.decoder.conv_in",
-        "vae.decoder.conv_out",
-    ),
-}
-NATIVE_FLOAT = (".conv_shortcut", ".downsamplers.0.conv")
+from passionsr.quantization.swap import SwapRow
 
 
 class QALoRA(nn.Module):
@@ -126,7 +112,7 @@ class EfficientDM:
         native = self.exceptions == "native"
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig | None:
-            if native and name.endswith(NATIVE_FLOAT):
+            if native and model.family.in_set("efficientdm_float", name):
                 return None
             return LayerConfig(weight_bits=weight_bits, act_bits=act_bits, act_form=self._act_form)
 
@@ -135,7 +121,7 @@ class EfficientDM:
             if self.quant_attn_matmul
             else None
         )
-        eight_bit = NATIVE_8BIT if native else PASSIONSR_8BIT
+        eight_bit = "efficientdm" if native else "passionsr"
         return quantized_copy(model, scheme, scope, layer, attention, eight_bit)
 
     @property
@@ -168,8 +154,7 @@ class EfficientDM:
         if self.exceptions != "native":
             return set()
         found = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
-        patterns = [p for part in NATIVE_8BIT.values() for p in part]
-        return {m for n, m in found.items() if any(fnmatchcase(n, p) for p in patterns)}
+        return {m for n, m in found.items() if model.family.in_set("efficientdm", n)}
 
     def _groups(
         self, sub: SubModel, layers: Sequence[QuantizedLayer], untrained: set[nn.Module]

@@ -38,18 +38,7 @@ from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.spec import Form, Scheme
-from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
-
-# First and last layer (methods.md 4.1), of the UNet and of the VAE's two halves.
-NATIVE_8BIT = {
-    "unet": ("unet.conv_in", "unet.conv_out"),
-    "vae": (
-        "vae.encoder.conv_in",
-        "vae.quant_conv",
-        "vae.post_quant_conv",
-        "vae.decoder.conv_out",
-    ),
-}
+from passionsr.quantization.swap import SwapRow
 
 
 def lsq_bounds(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,7 +113,7 @@ class LSQ:
                 weight_bits=w, act_bits=a, form=form, per_channel=self.per_channel
             ),
             lambda *_: AttentionConfig(act_bits=scheme.act_bits, form=form),
-            PASSIONSR_8BIT if self.exceptions == "passionsr" else NATIVE_8BIT,
+            "passionsr" if self.exceptions == "passionsr" else "first_last",
         )
 
     def calibrate(

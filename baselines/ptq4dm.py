@@ -32,15 +32,8 @@ from passionsr.quantization.layer import LayerConfig
 from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.range_search import symmetric_search, two_sided_search
 from passionsr.quantization.spec import Scheme
-from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
+from passionsr.quantization.swap import SwapRow
 from passionsr.utils.files import UserError
-
-# First and last weight of what is quantized (methods.md 5.1).
-NATIVE_8BIT = {
-    "unet": ("unet.time_embedding.linear_1", "unet.conv_out"),
-    "vae": ("vae.encoder.conv_in", "vae.decoder.conv_out"),
-}
-LAST = ("unet.conv_out", "vae.decoder.conv_out")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,13 +58,14 @@ class PTQ4DM:
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every layer swapped; the last output stays float where outputs are quantized."""
+        ends_part = partial(model.family.in_set, "outputs")
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(
                 weight_bits=weight_bits,
                 act_bits=act_bits,
                 act_site=self.act_quant_site,
-                quantize_act=self.act_quant_site == "input" or name not in LAST,
+                quantize_act=self.act_quant_site == "input" or not ends_part(name),
             )
 
         attention = (
@@ -79,7 +73,7 @@ class PTQ4DM:
             if self.quant_attn_matmul
             else None
         )
-        eight_bit = PASSIONSR_8BIT if self.exceptions == "passionsr" else NATIVE_8BIT
+        eight_bit = "passionsr" if self.exceptions == "passionsr" else "ptq4dm"
         return quantized_copy(model, scheme, scope, layer, attention, eight_bit)
 
     def calibrate(

@@ -58,22 +58,10 @@ from passionsr.quantization.modules import quantized_modules
 from passionsr.quantization.quantizer import Phase, Quantizer, quantizers, set_phase
 from passionsr.quantization.range_search import shrink_search
 from passionsr.quantization.spec import Scheme
-from passionsr.quantization.swap import PASSIONSR_8BIT, SwapRow
+from passionsr.quantization.swap import SwapRow
 
-NO_EXCEPTIONS: dict[str, tuple[str, ...]] = {"unet": (), "vae": ()}
 ActInit = Literal["mse", "max", "ema"]
 init_activations = partial(init_ranges, weights=False, quantized_weights=True)
-
-
-def shortcut_splits(unet: nn.Module) -> dict[str, int]:
-    """Layer name -> channels of the hidden state, for each shortcut convolution of the up blocks (6.1)."""
-    channels = unet.mid_block.resnets[-1].conv2.weight.shape[0]
-    splits = {}
-    for i, block in enumerate(unet.up_blocks):
-        for j, resnet in enumerate(block.resnets):
-            splits[f"unet.up_blocks.{i}.resnets.{j}.conv_shortcut"] = channels
-            channels = resnet.conv2.weight.shape[0]
-    return splits
 
 
 def _float_twin(model: OneStepSR) -> OneStepSR:
@@ -132,7 +120,7 @@ class QDiffusion:
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
         """A copy with every layer quantized_copy, shortcuts split, attention products quantized."""
-        splits = shortcut_splits(model.unet) if self.split_shortcut else {}
+        splits = model.family.skip_splits(model) if self.split_shortcut else {}
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(
@@ -145,7 +133,7 @@ class QDiffusion:
             scope,
             layer,
             lambda *_: AttentionConfig(act_bits=scheme.act_bits, p_bits=self.sm_bits),
-            PASSIONSR_8BIT if self.exceptions == "passionsr" else NO_EXCEPTIONS,
+            "passionsr" if self.exceptions == "passionsr" else None,
         )
 
     def calibrate(
@@ -154,9 +142,8 @@ class QDiffusion:
         """Per sub-model: weight ranges, AdaRound; activation ranges, activation steps."""
         log = FitLog()
         teacher = _float_twin(model)
-        for module in (teacher.vae, teacher.unet):
-            for quantizer in quantizers(module):
-                quantizer.phase = Phase.FLOAT
+        for quantizer in quantizers(teacher):
+            quantizer.phase = Phase.FLOAT
         teachers = {sub.name: sub for sub in sub_models(teacher, scope)}
         for sub, inputs, _ in in_sequence(model, batches, scope):
             self._init_weights(sub)

@@ -16,6 +16,7 @@ from train_mini.data import load_photo
 from passionsr.data.crops import Crop, make_pair, pixels_sha256
 from passionsr.data.degrade import rng_for
 from passionsr.data.images import write_uint8
+from passionsr.models.osediff.family import OSEDIFF
 
 TEST = [  # chosen by eye: faces, fur, text, fabric, machinery, tissue, sky
     ("astronaut_face", "astronaut.png", 64, 0),
@@ -43,7 +44,7 @@ def write_list(path: Path, header: str, crops: list[Crop]) -> None:
     """Write one data list with the hashes of its pixels."""
     finished = []
     for crop in crops:
-        hr, lr = make_pair(crop, path.parent)
+        hr, lr = make_pair(crop, path.parent, OSEDIFF.scale)
         finished.append(replace(crop, hr_sha256=pixels_sha256(hr), lr_sha256=pixels_sha256(lr)))
     with path.open("w", newline="") as stream:
         stream.write(header)

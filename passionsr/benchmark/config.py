@@ -25,6 +25,7 @@ from passionsr.benchmark.method_registry import (
 )
 from passionsr.data.dataset_registry import DatasetChoice, dataset_from
 from passionsr.data.datasets import Dataset, expand
+from passionsr.models.family import DEFAULT_FAMILY
 from passionsr.utils.checked_yaml import closest_first, located, read_checked, read_yaml
 from passionsr.utils.files import UserError
 
@@ -93,6 +94,7 @@ class Config:
 
     name: str
     model: str
+    family: str
     test: Path | None
     datasets: tuple[Dataset, ...]
     calibration: Path
@@ -159,6 +161,8 @@ class Config:
         ]
         if self.device != "cpu":
             value.append(self.device)
+        if self.family != DEFAULT_FAMILY:
+            value.append(self.family)
         return _digest(value)
 
 
@@ -245,6 +249,7 @@ def load_config(path: str | Path) -> Config:
         return Config(
             name=file.name,
             model=file.model,
+            family=file.family,
             test=Path(file.test) if isinstance(file.test, str) else None,
             datasets=datasets,
             calibration=Path(crops),

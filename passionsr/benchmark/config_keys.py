@@ -15,6 +15,7 @@ from passionsr.benchmark.method_registry import Budget
 from passionsr.data.dataset_registry import DatasetChoice
 from passionsr.inference.options import InferenceOptions
 from passionsr.metrics.registry import METRICS
+from passionsr.models.family import DEFAULT_FAMILY
 from passionsr.quantization.spec import Scheme
 from passionsr.utils.checked_yaml import BY_JSON_TYPE, Name, OneOf, StrictModel
 from passionsr.utils.files import UserError
@@ -125,6 +126,10 @@ class ConfigFile(StrictModel):
     model: str = Field(json_schema_extra=reaches("reference", "calibrate", "report"))
     """Folder of a saved model, `tiny` for the random model of the tests, or `sd21-random` for
     random weights at full size."""
+    family: str = Field(
+        default=DEFAULT_FAMILY, json_schema_extra=reaches("reference", "calibrate", "report")
+    )
+    """Family of the model: a registered name, or `module:OBJECT` of an importable Family."""
     test: Annotated[
         Annotated[ListFile, Tag("string")]
         | Annotated[tuple[DatasetChoice, ...], Field(min_length=1), Tag("array")],

@@ -6,32 +6,21 @@ import platform
 from typing import TYPE_CHECKING
 
 from passionsr.benchmark.config import Config
-from passionsr.utils.files import (
-    UserError,
-)
+from passionsr.models.family import get_family
+from passionsr.utils.files import UserError
 
 if TYPE_CHECKING:
     from passionsr.models.one_step import OneStepSR
 
 
-BUILT_IN = ("tiny", "sd21-random")  # models that are made, not read from a folder
-
-
 def load_float_model(config: Config) -> OneStepSR:
     """The float model that a configuration names."""
-    if config.model == "tiny":
-        from passionsr.models.tiny import tiny_model
+    family = get_family(config.family)
+    if config.model in family.built_in:
+        return to_device(family.make(config.model), config)
+    from passionsr.models.folder import load_model
 
-        model = tiny_model()
-    elif config.model == "sd21-random":
-        from passionsr.models.osediff.sd21 import sd21_model
-
-        model = sd21_model(seed=0)
-    else:
-        from passionsr.models.folder import load_model
-
-        model = load_model(config.model)
-    return to_device(model, config)
+    return to_device(load_model(config.model, family), config)
 
 
 def to_device(model: OneStepSR, config: Config) -> OneStepSR:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from passionsr.models.family import FAMILIES
 from passionsr.utils.code_digest import code_digest
 
 # Read the configuration, or fetch: the values that a job uses are parameters of its rule.
@@ -21,3 +22,9 @@ def job_code(*modules: str) -> str:
 def method_code(target: str) -> str:
     """Digest of one method ("module:Class") and all it imports: the other methods' code does not concern its runs."""
     return code_digest([target.partition(":")[0]], LEFT_OUT)
+
+
+def family_code(name: str) -> str:
+    """Name of a model family and digest of its code: families are looked up, not imported."""
+    module = FAMILIES.get(name, name).partition(":")[0]
+    return f"{name} {code_digest([module, 'passionsr.models.family'], LEFT_OUT)}"

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
-from passionsr.data.images import SCALE, read_uint8, to_tensor, upscale, write_uint8
+from passionsr.data.images import read_uint8, to_tensor, upscale, write_uint8
 from passionsr.metrics.registry import check_metrics
+from passionsr.models.family import family_of_folder
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError, write_csv
 
@@ -44,7 +45,7 @@ def upscale_image(
     posterior: Literal["mean", "sample"] = "mean",
     prompt: str | None = None,
 ) -> None:
-    """Super-resolve one 8-bit RGB image into a PNG of SCALE times its size.
+    """Super-resolve one 8-bit RGB image into a PNG of the model's scale times its size.
 
     Args:
         source: image file to read.
@@ -110,9 +111,10 @@ def quantize_on_folder(
         UserError: one of the arguments cannot be used; nothing has been written then.
     """
     bits = parse_scheme(scheme)
+    scale = family_of_folder(model).scale
     files = sorted(calibration.glob("*.png"))
     if not files:
-        raise UserError(f"{calibration}: no PNG images for calibration (LR images, 1/{SCALE} size)")
+        raise UserError(f"{calibration}: no PNG images for calibration (LR images, 1/{scale} size)")
     images = [read_uint8(file) for file in files]
     from passionsr.calibration.batches import make_batches
     from passionsr.methods.base import load_method, quantize_model
@@ -121,7 +123,7 @@ def quantize_on_folder(
 
     chosen = load_method(method.target, method.options)
     teacher = load_model(model)
-    tensors = [to_tensor(upscale(image)) for image in images]
+    tensors = [to_tensor(upscale(image, scale)) for image in images]
     batches = make_batches(teacher, tensors, BATCH_SIZE, seed)
     quantized, _, report = quantize_model(chosen, teacher, bits, scope, batches, seed)
     info = {"method": method.name, "scheme": str(bits), "scope": scope, "seed": seed}

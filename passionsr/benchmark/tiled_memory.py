@@ -26,12 +26,12 @@ TILES: dict[str, Any] = {
 WHOLE_UP_TO = 512  # px; larger ones would not fit a small machine
 
 
-def photo(size: int) -> Any:
-    """(size / 4, size / 4, 3) uint8: scikit-image's astronaut, mirrored to any size."""
+def photo(size: int, scale: int) -> Any:
+    """(size / scale, size / scale, 3) uint8: scikit-image's astronaut, mirrored to any size."""
     import numpy as np
     from skimage.data import astronaut
 
-    side = size // 4
+    side = size // scale
     picture = astronaut()
     times = -(-side // len(picture))
     return np.pad(picture, ((0, len(picture) * (times - 1)),) * 2 + ((0, 0),), mode="symmetric")[
@@ -49,7 +49,7 @@ def measure(model_folder: str, size: int, options: dict[str, Any], threads: int)
 
     torch.set_num_threads(threads)
     model = load_model(model_folder)
-    lr = photo(size)
+    lr = photo(size, model.family.scale)
     before, started = peak_mib(), time.perf_counter()
     out = super_resolve(model, lr, InferenceOptions(**options))
     return {
@@ -101,7 +101,8 @@ def difference_report(model_folder: Path, size: int, threads: int) -> str:
     from passionsr.models.folder import load_model
 
     torch.set_num_threads(threads)
-    model, lr = load_model(model_folder), photo(size)
+    model = load_model(model_folder)
+    lr = photo(size, model.family.scale)
     whole = super_resolve(model, lr).astype(float)
     latent = {k: TILES[k] for k in ("latent_tile", "latent_overlap")}
     vae = {k: TILES[k] for k in ("encoder_tile", "decoder_tile")}

@@ -20,7 +20,6 @@ from passionsr.quantization.layer import QuantizedLayer
 from passionsr.quantization.quantizer import Phase, Quantizer
 
 GAMMA, ZETA = -0.1, 1.1  # the rectified sigmoid's stretch
-BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
 
 
 class AdaRound(nn.Module):
@@ -111,7 +110,7 @@ def find_units(sub: SubModel, example: Tensor) -> list[Unit]:
         for name, module in root.named_modules():
             if inside and name.startswith(inside):
                 continue
-            if type(module).__name__ in BLOCKS:
+            if type(module).__name__ in sub.block_types:
                 candidates[module] = name
                 inside = (*inside, f"{name}.")
             elif isinstance(module, QuantizedLayer):

@@ -1,10 +1,11 @@
-"""Sub-models in calibration order: encoder, UNet, decoder, each on its quantized predecessor's outputs."""
+"""Sub-models in the family's calibration order, each on its quantized predecessor's outputs."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
@@ -20,28 +21,40 @@ from passionsr.utils.memory import give_back_freed_memory
 
 @dataclass(frozen=True)
 class SubModel:
-    """A part calibrated on the outputs of its quantized predecessors.
+    """A part of a model that is calibrated on the outputs of its quantized predecessors.
 
-    modules: what is calibrated. run: input -> output. target: what the float teacher gives.
-    output_loss: compares them (MSE; latents for the encoder, x0 for the UNet, unclamped image for the decoder).
+    Attributes:
+        name: "encoder", "unet" or "decoder".
+        modules: what is calibrated.
+        run: input -> output.
+        source: the float teacher's input of it, of a batch.
+        target: the float teacher's output of it, of a batch.
+        block_types: class names of its blocks that block reconstruction trains as one unit.
     """
 
     name: str
     modules: tuple[nn.Module, ...]
     run: Callable[[Tensor], Tensor]
+    source: Callable[[CalibrationBatch], Tensor]
     target: Callable[[CalibrationBatch], Tensor]
+    block_types: tuple[str, ...]
 
 
 def sub_models(model: OneStepSR, scope: str) -> list[SubModel]:
-    """Encoder, UNet, decoder of a prepared model (UNet alone in scope U)."""
-    unet = SubModel("unet", (model.unet,), model.denoise, lambda b: b.x0)
-    if scope == "U":
-        return [unet]
-    vae = model.vae
+    """The sub-models of a prepared model in the parts of a scope (in scope U the UNet alone)."""
+    family = model.family
+    parts = family.scope_parts(scope)
     return [
-        SubModel("encoder", (vae.encoder, vae.quant_conv), model.encode, lambda b: b.latent),
-        unet,
-        SubModel("decoder", (vae.post_quant_conv, vae.decoder), model.decode, lambda b: b.output),
+        SubModel(
+            name=spec.name,
+            modules=tuple(model.get_submodule(name) for name in spec.modules),
+            run=getattr(model, spec.run),
+            source=attrgetter(spec.source),
+            target=attrgetter(spec.target),
+            block_types=family.block_types,
+        )
+        for spec in family.sub_models
+        if spec.part in parts
     ]
 
 
@@ -50,13 +63,13 @@ def in_sequence(
 ) -> Iterator[tuple[SubModel, list[Tensor], list[tuple[Tensor, Tensor]]]]:
     """Each sub-model with its inputs, and (input, target) pairs for a fit.
 
-    Inputs are images (float latents in scope U), then what the quantized predecessor makes of them: the
-    caller calibrates a sub-model before it asks for the next.
+    Inputs are images (float latents in scope U), then what the quantized predecessor makes of them:
+    the caller calibrates a sub-model before it asks for the next.
     """
-    # Batches kept in files are on the CPU; `encode` moves images itself.
-    device = model.context.device
-    inputs = [b.latent.to(device) if scope == "U" else b.image for b in batches]
     subs = sub_models(model, scope)
+    inputs = [subs[0].source(batch) for batch in batches]
+    if subs[0].name != "encoder":  # it moves images itself; batches kept in files are on the CPU
+        inputs = [x.to(model.context.device) for x in inputs]
     for sub in subs:
         yield sub, inputs, [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
         if sub is not subs[-1]:

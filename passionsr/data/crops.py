@@ -15,7 +15,7 @@ from passionsr.data.datasets import (
     ImagePair,
 )
 from passionsr.data.degrade import degrade, rng_for
-from passionsr.data.images import SCALE, read_uint8, write_uint8
+from passionsr.data.images import read_uint8, write_uint8
 from passionsr.utils.files import UserError
 
 
@@ -86,24 +86,25 @@ def read_hr(crop: Crop, base: Path) -> np.ndarray:
     return hr
 
 
-def make_pair(crop: Crop, base: Path) -> tuple[np.ndarray, np.ndarray]:
+def make_pair(crop: Crop, base: Path, scale: int) -> tuple[np.ndarray, np.ndarray]:
     """(HR, LR) uint8 of one row; the degradation is drawn from the crop's name."""
     hr = read_hr(crop, base)
-    return hr, degrade(hr, rng_for("degrade", crop.name))
+    return hr, degrade(hr, rng_for("degrade", crop.name), scale)
 
 
 def write_pairs(
-    list_path: str | Path, folder: str | Path, limit: int | None = None
+    list_path: str | Path, folder: str | Path, scale: int, limit: int | None = None
 ) -> list[ImagePair]:
     """Write folder/{HR,LR}/<name>.png for every row, checked against its hashes.
 
-    limit: only the first rows.
+    scale: HR pixels per LR pixel and axis, the one that the list was made with. limit: only the
+    first rows.
 
     Raises UserError naming the first row whose pixels differ from the list.
     """
     list_path, folder = Path(list_path), Path(folder)
     for crop in read_list(list_path)[:limit]:
-        hr, lr = make_pair(crop, list_path.parent)
+        hr, lr = make_pair(crop, list_path.parent, scale)
         for kind, array, expected in (("HR", hr, crop.hr_sha256), ("LR", lr, crop.lr_sha256)):
             if pixels_sha256(array) != expected:
                 raise UserError(
@@ -168,7 +169,7 @@ def read_crops(path: Path) -> list[RelativeCrop]:
 
 
 def write_crops(
-    crops: Sequence[RelativeCrop], photos: dict[str, Path], folder: Path
+    crops: Sequence[RelativeCrop], photos: dict[str, Path], folder: Path, scale: int
 ) -> list[ImagePair]:
     """Cut HR crops, make LR by bicubic downscaling, write folder/{HR,LR}; returns the pairs.
 
@@ -193,7 +194,7 @@ def write_crops(
         x, y = crop.corner(photo.shape[1], photo.shape[0])
         hr = photo[y : y + crop.size, x : x + crop.size]
         small = Image.fromarray(hr).resize(
-            (crop.size // SCALE, crop.size // SCALE), Image.Resampling.BICUBIC
+            (crop.size // scale, crop.size // scale), Image.Resampling.BICUBIC
         )
         write_uint8(pair.hr, hr)
         write_uint8(pair.lr, np.asarray(small))

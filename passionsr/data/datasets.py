@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 
 from passionsr.data.fetch import FETCHED
-from passionsr.data.images import SCALE, read_uint8
+from passionsr.data.images import read_uint8
 from passionsr.utils.files import UserError, atomic_path, sha256_file
 
 LOCKS = Path("config/datasets.lock")
@@ -51,7 +51,7 @@ def expand(path: str) -> Path:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Paths of one LR / HR pair; HR is SCALE times LR. name: unique, <dataset>/<image> in a dataset."""
+    """Paths of one LR / HR pair; HR is the model's scale times LR. name: unique, <dataset>/<image> in a dataset."""
 
     name: str
     lr: Path
@@ -108,8 +108,7 @@ class Dataset:
     def pairs(self) -> list[ImagePair]:
         """LR and HR by the stem rule, sorted by name.
 
-        Raises UserError unless the rule is a bijection, the count is right and HR is SCALE times LR
-        (header only).
+        Raises UserError unless the rule is a bijection and the count is right.
         """
         problem = self.missing()
         if problem:
@@ -177,8 +176,8 @@ class SheetRow:
     hr_sha256: str
 
 
-def sheet_row(pair: ImagePair) -> SheetRow:
-    """Measure one pair; UserError if HR is not SCALE times LR or a file is no image."""
+def sheet_row(pair: ImagePair, scale: int) -> SheetRow:
+    """Measure one pair; UserError if HR is not `scale` times LR or a file is no image."""
     sizes = []
     for path in (pair.lr, pair.hr):
         try:
@@ -187,17 +186,17 @@ def sheet_row(pair: ImagePair) -> SheetRow:
         except OSError as err:
             raise UserError(f"{path}: cannot be read as an image ({err})") from None
     (lw, lh), (hw, hh) = sizes
-    if (hw, hh) != (lw * SCALE, lh * SCALE):
+    if (hw, hh) != (lw * scale, lh * scale):
         raise UserError(
-            f"{pair.name}: LR is {lw}x{lh} and HR {hw}x{hh}, expected HR = {SCALE} x LR"
+            f"{pair.name}: LR is {lw}x{lh} and HR {hw}x{hh}, expected HR = {scale} x LR"
         )
     digests = sha256_file(pair.lr), sha256_file(pair.hr)
     return SheetRow(pair.name, str(pair.lr), str(pair.hr), hw, hh, *digests)
 
 
-def write_sheet(pairs: Iterable[ImagePair], path: Path) -> None:
-    """Measure every pair and write the sheet, tab-separated, atomically."""
-    rows = [sheet_row(pair) for pair in pairs]
+def write_sheet(pairs: Iterable[ImagePair], path: Path, scale: int) -> None:
+    """Measure every pair (HR is `scale` times LR) and write the sheet, tab-separated, atomically."""
+    rows = [sheet_row(pair, scale) for pair in pairs]
     with atomic_path(path) as tmp, tmp.open("w", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow([f.name for f in fields(SheetRow)])
@@ -216,12 +215,12 @@ def read_sheet(path: Path) -> list[ImagePair]:
     ]
 
 
-def read_pair(pair: ImagePair) -> tuple[np.ndarray, np.ndarray]:
-    """(LR, HR) uint8; UserError if HR is not SCALE times LR."""
+def read_pair(pair: ImagePair, scale: int) -> tuple[np.ndarray, np.ndarray]:
+    """(LR, HR) uint8; UserError if HR is not `scale` times LR."""
     lr, hr = read_uint8(pair.lr), read_uint8(pair.hr)
-    if hr.shape[:2] != (lr.shape[0] * SCALE, lr.shape[1] * SCALE):
+    if hr.shape[:2] != (lr.shape[0] * scale, lr.shape[1] * scale):
         raise UserError(
             f"{pair.name}: LR is {lr.shape[1]}x{lr.shape[0]} and HR {hr.shape[1]}x{hr.shape[0]}, "
-            f"expected HR = {SCALE} x LR"
+            f"expected HR = {scale} x LR"
         )
     return lr, hr

@@ -10,8 +10,6 @@ import numpy as np
 from PIL import Image
 from scipy.ndimage import gaussian_filter
 
-from passionsr.data.images import SCALE
-
 
 @dataclass(frozen=True, kw_only=True)
 class Degradation:
@@ -29,20 +27,20 @@ def rng_for(*key: object) -> np.random.Generator:
 
 
 def degrade(
-    hr: np.ndarray, rng: np.random.Generator, ranges: Degradation | None = None
+    hr: np.ndarray, rng: np.random.Generator, scale: int, ranges: Degradation | None = None
 ) -> np.ndarray:
-    """Blur, bicubic / 4, noise, JPEG: (H, W, 3) uint8 -> (H/4, W/4, 3) uint8.
+    """Blur, bicubic / scale, noise, JPEG: (H, W, 3) uint8 -> (H / scale, W / scale, 3) uint8.
 
-    Raises ValueError if H or W is not a multiple of 4.
+    Raises ValueError if H or W is not a multiple of `scale`.
     """
     ranges = ranges or Degradation()
     height, width = hr.shape[:2]
-    if height % SCALE or width % SCALE:
-        raise ValueError(f"HR size {width}x{height} is not a multiple of {SCALE}")
+    if height % scale or width % scale:
+        raise ValueError(f"HR size {width}x{height} is not a multiple of {scale}")
     sigma = rng.uniform(*ranges.blur)
     blurred = gaussian_filter(hr.astype(np.float32), (sigma, sigma, 0), mode="nearest")
     small = Image.fromarray(np.rint(blurred).clip(0, 255).astype(np.uint8)).resize(
-        (width // SCALE, height // SCALE), Image.Resampling.BICUBIC
+        (width // scale, height // scale), Image.Resampling.BICUBIC
     )
     std = rng.uniform(*ranges.noise)
     noisy = np.asarray(small, dtype=np.float64) + rng.normal(0.0, 1.0, (*small.size[::-1], 3)) * std

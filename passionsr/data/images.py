@@ -13,8 +13,6 @@ from passionsr.utils.files import UserError, atomic_path
 if TYPE_CHECKING:  # torch takes seconds to import; the jobs data, tables and figures do without
     from torch import Tensor
 
-SCALE = 4
-
 
 def read_uint8(path: str | Path) -> np.ndarray:
     """Read an 8-bit RGB image as (H, W, 3) uint8.
@@ -65,7 +63,7 @@ def to_uint8(image: Tensor) -> np.ndarray:
     return image[0].clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
 
 
-def upscale(lr: np.ndarray, scale: int = SCALE) -> np.ndarray:
+def upscale(lr: np.ndarray, scale: int) -> np.ndarray:
     """(h, w, 3) -> (scale*h, scale*w, 3) uint8 by PIL bicubic: the model's input."""
     height, width = lr.shape[:2]
     size = (width * scale, height * scale)

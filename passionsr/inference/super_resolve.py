@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from passionsr.data.images import SCALE, to_tensor, to_uint8, upscale
+from passionsr.data.images import to_tensor, to_uint8, upscale
 from passionsr.inference.colour import fix_colour
 from passionsr.inference.options import InferenceOptions
 from passionsr.inference.tiling import blended_eps, decode_tiled, encode_tiled
@@ -16,16 +16,16 @@ from passionsr.models.one_step import OneStepSR
 WHOLE = InferenceOptions()
 
 
-def model_input(lr: np.ndarray, multiple: int, options: InferenceOptions) -> np.ndarray:
-    """(h, w, 3) uint8 -> the upscaled input by the official rules, sides multiples of `multiple`."""
+def model_input(lr: np.ndarray, scale: int, multiple: int, options: InferenceOptions) -> np.ndarray:
+    """(h, w, 3) uint8 -> upscaled input by the "official" rules, sides multiples of `multiple`."""
     height, width = lr.shape[:2]
-    least = options.process_size // SCALE
+    least = options.process_size // scale
     if min(width, height) < least:
-        scale = least / min(width, height)
+        enlarge = least / min(width, height)
         # int() of the product, as released
-        size = (int(scale * width), int(scale * height))
+        size = (int(enlarge * width), int(enlarge * height))
         lr = np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
-    image = upscale(lr)
+    image = upscale(lr, scale)
     height, width = (side - side % multiple for side in image.shape[:2])
     if (height, width) != image.shape[:2]:
         squeezed = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
@@ -65,19 +65,21 @@ def _output(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> n
 def super_resolve(
     model: OneStepSR, lr: np.ndarray, options: InferenceOptions = WHOLE
 ) -> np.ndarray:
-    """(h, w, 3) uint8 -> (4h, 4w, 3) uint8: bicubic x4, model, truncation to 8 bits (methods.md 1.4).
+    """(h, w, 3) uint8 -> (s h, s w, 3) uint8 by bicubic upscaling, the model, truncation to 8 bits.
 
-    With resize "official", sides of the output that are no multiple of the latent factor are cut down to one.
+    s is the scale of the model's family, 4 for OSEDiff. With resize "official", sides of the output
+    that are no multiple of the latent factor are cut down to one.
     """
-    height, width = (side * SCALE for side in lr.shape[:2])
+    scale = model.family.scale
+    height, width = (side * scale for side in lr.shape[:2])
     if options.resize == "official":
-        image = model_input(lr, model.latent_factor, options)
+        image = model_input(lr, scale, model.latent_factor, options)
         out = fix_colour(_output(model, image, options), image, options.colour_fix)
-        if min(lr.shape[:2]) < options.process_size // SCALE:
+        if min(lr.shape[:2]) < options.process_size // scale:
             resized = Image.fromarray(out).resize((width, height), Image.Resampling.BICUBIC)
             out = np.asarray(resized)
         return out
-    image = upscale(lr)
+    image = upscale(lr, scale)
     multiple = model.size_multiple
     if height % multiple or width % multiple:
         pads = ((0, -height % multiple), (0, -width % multiple), (0, 0))

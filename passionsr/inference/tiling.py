@@ -1,7 +1,9 @@
-"""Images of any size in tiles: the UNet on blended latent tiles, the VAE with group norms shared by all tiles.
+"""Images of any size in tiles: the UNet on blended latent tiles, the VAE with shared group norms.
 
-Memory holds one tile's feature maps. What the other tiles have computed waits on disk (on the host, where the
-model is on an accelerator); only 8-bit images and latents have the size of the image (methods.md 1.4).
+Memory holds one tile's feature maps. What the other tiles have computed waits on disk (on the host,
+where the model is on an accelerator); only 8-bit images and latents have the size of the image.
+"official" stands for the tiles of OSEDiff's released script. The VAE must have the structure of
+diffusers' Encoder and Decoder.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,7 +46,7 @@ def starts(length: int, tile: int, overlap: int) -> list[int]:
 
 
 def gaussian_weights(tile: int) -> np.ndarray:
-    """(tile, tile) blending weights, rows y; centred at (T - 1) / 2 in x and T / 2 in y, as released."""
+    """(T, T) blending weights, rows y; centred at (T - 1) / 2 in x and T / 2 in y, as released."""
     i = np.arange(tile, dtype=np.float64)
 
     def bell(middle: float) -> np.ndarray:
@@ -57,8 +60,8 @@ def blended_eps(
 ) -> Tensor:
     """Noise prediction in tiles: (N, C, h, w) -> the same shape.
 
-    Tiled when h w > tile^2; tiles then have the side min(tile, h, w). Where that is not more than the overlap, the
-    overlap becomes half of it (the released loop does not end there, methods.md 13.7).
+    Tiled when h w > tile^2; tiles then have the side min(tile, h, w). Where that is not more than
+    the overlap, the overlap becomes half of it (the released loop does not end there).
     """
     height, width = latent.shape[2:]
     if height * width <= tile * tile:
@@ -88,9 +91,9 @@ class Span:
 
 
 def spans(length: int, tile: int, pad: int, multiple: int = 1) -> list[Span]:
-    """Tiles along an axis: near-equal inner parts of at most `tile`, `pad` more on each side inside the image.
+    """Tiles along an axis: near-equal inner parts of at most `tile`, `pad` more on each inner side.
 
-    The pads at the image's own borders belong to the inner parts. Bounds are multiples of `multiple`.
+    Pads at the image's own borders belong to the inner parts. Bounds are multiples of `multiple`.
     """
     count = max(1, math.ceil((length - 2 * pad) / tile))
     size = math.ceil(math.ceil((length - 2 * pad) / count) / multiple) * multiple
@@ -112,7 +115,8 @@ class Tile:
 
     def outer(self, factor: int = 1) -> tuple[slice, slice]:
         """Where the tile is cut out, in pixels of `factor` per unit."""
-        return tuple(slice(s.outer * factor, s.outer_end * factor) for s in (self.y, self.x))
+        y, x = (slice(s.outer * factor, s.outer_end * factor) for s in (self.y, self.x))
+        return y, x
 
     def inner(self, image: Tensor) -> Tensor:
         """What is kept of the tile's feature map (N, C, h, w), at any resolution of it."""
@@ -131,14 +135,16 @@ class Tile:
 class SharedNorm:
     """Statistics of one GroupNorm over all tiles.
 
-    pooled: mean and variance over the kept parts, as if the feature map were whole. official: the pixel-weighted
-    average of each tile's (with its pads), which leaves out the variance between tiles (methods.md 1.4.5).
+    pooled: mean and variance over the kept parts, as if the feature map were whole. official: the
+    pixel-weighted average of each tile's (with its pads), which leaves out the variance between
+    tiles.
     """
 
     def __init__(self, norm: nn.GroupNorm, kind: TileNorm):
         self.norm, self.kind = norm, kind
         self.count = 0.0
-        self.mean = self.square = 0.0
+        self.mean: Any = 0.0  # a tensor from the first tile on
+        self.square: Any = 0.0
 
     def add(self, features: Tensor, tile: Tile) -> None:
         """Count one tile's input (1, C, h, w)."""
@@ -168,27 +174,31 @@ def _normalizing(shared: SharedNorm | None) -> Iterator[None]:
     if shared is None:
         yield
         return
-    shared.norm.forward = shared.forward
+    norm: Any = shared.norm
+    norm.forward = shared.forward
     try:
         yield
     finally:
-        del shared.norm.forward
+        del norm.forward
 
 
-# -- VAE: the network as a list of steps ------------------------------------------------------------
+# -- VAE: the network as a list of steps ----------------------------------------------------------
 
 State = tuple[Tensor, ...]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What can be computed of a tile without knowing the others; norm: normalizes the state's first tensor in it."""
+    """What can be computed of a tile without knowing the others.
+
+    norm: the group norm that is applied to the state's first tensor in it, if any.
+    """
 
     norm: nn.GroupNorm | None
     run: Callable[..., State]
 
 
-def _resnet_steps(block: nn.Module) -> list[Step]:
+def _resnet_steps(block: Any) -> list[Step]:
     def first(x: Tensor) -> State:
         return block.conv1(block.nonlinearity(block.norm1(x))), x
 
@@ -204,22 +214,22 @@ def _plain(module: nn.Module) -> Step:
     return Step(None, lambda x: (module(x),))
 
 
-def network_steps(net: nn.Module) -> list[Step]:
+def network_steps(net: Any) -> list[Step]:
     """A diffusers VAE Encoder or Decoder as steps between its group norms."""
     middle = _resnet_steps(net.mid_block.resnets[0])
     for attention, block in zip(net.mid_block.attentions, net.mid_block.resnets[1:], strict=True):
         if attention is not None:
             middle.append(Step(attention.group_norm, lambda x, a=attention: (a(x),)))
         middle += _resnet_steps(block)
-    down, up = getattr(net, "down_blocks", None), getattr(net, "up_blocks", None)
+    encodes = hasattr(net, "down_blocks")
     outer: list[Step] = []
-    for stage in down if down is not None else up:
-        for block in stage.resnets:
+    for level in net.down_blocks if encodes else net.up_blocks:
+        for block in level.resnets:
             outer += _resnet_steps(block)
-        samplers = stage.downsamplers if down is not None else stage.upsamplers
+        samplers = level.downsamplers if encodes else level.upsamplers
         outer += [_plain(s) for s in samplers or ()]
     last = Step(net.conv_norm_out, lambda x: (net.conv_out(net.conv_act(net.conv_norm_out(x))),))
-    parts = [*outer, *middle] if down is not None else [*middle, *outer]
+    parts = [*outer, *middle] if encodes else [*middle, *outer]
     return [_plain(net.conv_in), *parts, last]
 
 
@@ -269,7 +279,7 @@ def run_tiles(
     kind: TileNorm,
     device: torch.device,
 ) -> None:
-    """Run a VAE Encoder or Decoder over tiles, all of them up to a group norm before any goes past it.
+    """Run a VAE Encoder or Decoder over tiles, all up to a group norm before any goes past it.
 
     load: a tile's input (1, C, h, w). emit: takes the kept part of a tile's output.
     """
@@ -306,7 +316,8 @@ def encode_tiled(
 ) -> tuple[Tensor, Tensor]:
     """(H, W, 3) uint8 -> mean and deviation of the scaled posterior, each (1, 4, h, w); tile in px.
 
-    Whole where no side is over tile + 2 pads. Raises UserError for a tile that is no multiple of the latent factor.
+    Whole where no side is over tile + 2 pads. Raises UserError for a tile that is no multiple of
+    the latent factor.
     """
     factor = model.latent_factor
     if tile % factor:
@@ -347,9 +358,10 @@ def decode_tiled(
     kind: TileNorm,
     emit: Callable[[int, int, Tensor], None],
 ) -> None:
-    """(1, 4, h, w) scaled latent -> calls emit(y, x, part), parts (1, 3, H', W') in [0, 1] units, not clamped.
+    """(1, 4, h, w) scaled latent -> calls emit(y, x, part) with parts (1, 3, H', W').
 
-    tile: in latents. Whole where no side is over tile + 2 pads.
+    Parts are in [0, 1] units, not clamped. tile: in latents. Whole where no side is over tile + 2
+    pads.
     """
     height, width = latent.shape[2:]
     if max(height, width) <= tile + 2 * DECODER_PAD:

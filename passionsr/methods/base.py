@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, Literal, Protocol, get_args
 
@@ -20,11 +20,8 @@ from passionsr.quantization.layer import LayerConfig
 from passionsr.quantization.modules import freeze, keep_weights
 from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import (
-    PASSIONSR_8BIT,
     SwapRow,
-    check_scope,
-    match_layers,
-    match_patterns,
+    layers_in_set,
     swap_attention,
     swap_layers,
 )
@@ -78,19 +75,10 @@ def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
     return cls(**(options or {}))
 
 
-Patterns = Mapping[str, Sequence[str]]
-
-
 Exceptions = Literal["passionsr", "native"]
 
 
 EXCEPTIONS = get_args(Exceptions)
-
-
-def layers_matching(model: OneStepSR, scope: str, patterns: Patterns) -> set[str]:
-    """Names of the scope's layers that match the patterns of their part ("unet", "vae")."""
-    names = [name for name, _ in match_layers(model, scope)]
-    return match_patterns(names, [p for part in check_scope(scope) for p in patterns[part]])
 
 
 def quantized_copy(
@@ -99,20 +87,20 @@ def quantized_copy(
     scope: str,
     configure: Callable[[str, nn.Module, int, int], LayerConfig | None],
     attention: Callable[[str, nn.Module], AttentionConfig] | None,
-    eight_bit: Patterns = PASSIONSR_8BIT,
+    eight_bit: str | None = "passionsr",
 ) -> tuple[OneStepSR, list[SwapRow]]:
     """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
 
     A low_memory model is given up by its caller and swapped in place: no second copy of the weights.
 
     configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer float. The bits are
-    the scheme's, and at least 8 where `eight_bit` matches. attention: None leaves the products float.
+    the scheme's, and at least 8 in the family's layer set `eight_bit` (None: no such layers). attention: None leaves the products float.
     """
     copy = (model if model.low_memory else deepcopy(model)).eval().requires_grad_(False)
     if copy.low_memory:
-        copy.unet.enable_gradient_checkpointing()
-        copy.vae.enable_gradient_checkpointing()
-    exceptions = layers_matching(copy, scope, eight_bit)
+        for part in copy.family.parts:
+            getattr(copy, part).enable_gradient_checkpointing()
+    exceptions = layers_in_set(copy, scope, eight_bit) if eight_bit else set()
 
     def layer(name: str, module: nn.Module) -> LayerConfig | None:
         least = 8 if name in exceptions else 0

@@ -134,6 +134,7 @@ class PassionSR:
                 "lbq_form int_zp_stale remembers its last forward, which a low_memory model runs twice: set low_memory: false"
             )
         tokens = self._attention_tokens(model) if self.let else {}
+        in_denoiser = model.family.in_denoiser
 
         def layer(name: str, module: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(
@@ -141,7 +142,7 @@ class PassionSR:
                 act_bits=act_bits,
                 form=form,
                 # half the channels, rounded down as in the official code
-                split=module.weight.shape[1] // 2 if self.split and name.startswith("unet.") else 0,
+                split=module.weight.shape[1] // 2 if self.split and in_denoiser(name) else 0,
                 let=self.let,
                 quantize_bias=bool(self.quantize_bias),
                 official=self._layer_bugs(),
@@ -175,8 +176,7 @@ class PassionSR:
         try:
             with torch.no_grad():
                 side = self.let_latent_size
-                channels = model.unet.config.in_channels
-                model.predict_eps(model.context.new_zeros(1, channels, side, side))
+                model.predict_eps(model.context.new_zeros(1, model.latent_channels, side, side))
         finally:
             for handle in handles:
                 handle.remove()

@@ -1,4 +1,4 @@
-"""Model folders <-> OneStepSR. Local files only here; nothing is downloaded."""
+"""Model folders <-> OneStepSR. Local files only; nothing is downloaded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from passionsr.models.one_step import OneStepSR, alpha_bar
+from passionsr.models.family import FAMILY_FILE, Family, family_of_folder
+from passionsr.models.one_step import OneStepSR
 from passionsr.utils.files import UserError, check_sha256, read_json, sha256_file, write_json
 
 MANIFEST = "manifest.json"
@@ -19,15 +20,18 @@ def _check_finite(module: nn.Module, name: str) -> None:
             raise UserError(f"{name}: weight {key} holds NaN or infinite values; fetch it again")
 
 
-def load_model(folder: str | Path) -> OneStepSR:
-    """Load `folder` (vae/, unet/, scheduler/, context.safetensors, manifest.json) in eval mode, float32.
+def load_model(folder: str | Path, family: Family | None = None) -> OneStepSR:
+    """Load a folder that `save_model` wrote, in eval mode and float32.
 
-    Every file named in manifest.json is checked against its sha256.
-    Raises UserError for a missing folder or file, a wrong hash, or weights that are not finite.
+    family.json names the model's family (OSEDiff where it is missing), manifest.json the sha256 of
+    every file; all of them are checked.
+
+    Args:
+        folder: the model folder.
+        family: the family to read it with; left out, the registered one that the folder names.
+    Raises UserError for a missing folder or file, a wrong hash, another or unknown family, or
+    weights that are not finite.
     """
-    from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
-    from safetensors.torch import load_file
-
     folder = Path(folder)
     if not (folder / MANIFEST).is_file():
         raise UserError(
@@ -36,19 +40,7 @@ def load_model(folder: str | Path) -> OneStepSR:
         )
     for name, digest in read_json(folder / MANIFEST).items():
         check_sha256(folder / name, digest)
-    vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
-    unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
-    if scheduler.config.prediction_type != "epsilon":
-        raise UserError(
-            f"{folder}/scheduler: prediction_type is {scheduler.config.prediction_type}, expected epsilon"
-        )
-    config = scheduler.config
-    alpha = alpha_bar(
-        beta_start=config.beta_start, beta_end=config.beta_end, steps=config.num_train_timesteps
-    )
-    context = load_file(folder / "context.safetensors")["context"]
-    model = OneStepSR(vae.float(), unet.float(), context, alpha).eval().requires_grad_(False)
+    model = family_of_folder(folder, family).load(folder).eval().requires_grad_(False)
     # Out of the memory-mapped file: kernels are chosen by alignment, so results would depend on it.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
@@ -58,27 +50,9 @@ def load_model(folder: str | Path) -> OneStepSR:
 
 def save_model(model: OneStepSR, folder: str | Path) -> None:
     """Write a model folder that `load_model` reads; the manifest is written last."""
-    from diffusers import DDPMScheduler
-    from safetensors.torch import save_file
-
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / MANIFEST).unlink(missing_ok=True)
-    model.vae.save_pretrained(folder / "vae", safe_serialization=True)
-    model.unet.save_pretrained(folder / "unet", safe_serialization=True)
-    DDPMScheduler(
-        num_train_timesteps=1000,
-        beta_start=0.00085,
-        beta_end=0.012,
-        beta_schedule="scaled_linear",
-        prediction_type="epsilon",
-        clip_sample=False,
-    ).save_pretrained(folder / "scheduler")
-    save_file({"context": model.context.contiguous()}, folder / "context.safetensors")
-    # tokenizer/ and text_encoder/ where the model keeps a prompt branch
-    kept = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
-    parts = [
-        p for part in kept if (folder / part).is_dir() for p in sorted((folder / part).iterdir())
-    ]
-    names = ["context.safetensors", *(p.relative_to(folder).as_posix() for p in parts)]
+    write_json(folder / FAMILY_FILE, {"family": model.family.name})
+    names = [FAMILY_FILE, *model.family.save(model, folder)]
     write_json(folder / MANIFEST, {name: sha256_file(folder / name) for name in names})

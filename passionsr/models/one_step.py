@@ -1,67 +1,68 @@
-"""OneStepSR: VAE encoder -> UNet at t = 999 -> x0 -> VAE decoder (OSEDiff; methods.md 1.1)."""
+"""OneStepSR: VAE encoder -> UNet at one timestep -> x0 -> VAE decoder."""
 
 from __future__ import annotations
 
-import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-TIMESTEP = 999
+if TYPE_CHECKING:
+    from passionsr.models.family import Family
+
 Posterior = Literal["mean", "sample"]
-POSTERIORS = get_args(Posterior)
-SAMPLE_SEED = 42  # of the official scripts (methods.md 1.4.9)
-
-
-def alpha_bar(
-    timestep: int = TIMESTEP,
-    beta_start: float = 0.00085,
-    beta_end: float = 0.012,
-    steps: int = 1000,
-) -> float:
-    """alphas_cumprod[timestep] of Stable Diffusion's scaled-linear schedule, in float64.
-
-    >>> round(alpha_bar(), 8)
-    0.0046601
-    """
-    betas = torch.linspace(beta_start**0.5, beta_end**0.5, steps, dtype=torch.float64) ** 2
-    return float(torch.cumprod(1.0 - betas, 0)[timestep])
+SAMPLE_SEED = 42  # as in OSEDiff's released inference script
 
 
 class OneStepSR(nn.Module):
     """One-step diffusion super-resolution with a constant context.
 
     Args:
-        vae: diffusers AutoencoderKL. unet: diffusers UNet2DConditionModel, epsilon prediction.
+        vae: diffusers AutoencoderKL.
+        unet: diffusers UNet2DConditionModel.
         context: (1, tokens, dim) constant cross-attention input.
-        alpha: alphas_cumprod at t = 999.
+        family: gives the timestep, the x0 rule, the upscaling factor and the names of the parts.
+        alpha: alphas_cumprod at the timestep; None for the family's.
 
-    posterior: "mean", or "sample" to draw latents as OSEDiff does at inference. The noise is the same for every
-    image of one size, and it cannot be the official scripts', whose generators differ from each other.
+    Networks of other classes: inherit this class and override `encode_distribution`, `predict_eps`,
+    `decode` and the properties that read a configuration.
     """
 
+    # "mean", or "sample" to draw latents as OSEDiff does at inference. The noise is the same for
+    # every image of one size, and it cannot be the released scripts', which draw it on the GPU.
     posterior: Posterior = "mean"
-    # Memory before speed, for models of the paper's size: a method may wrap this very model in place of a copy, its blocks
-    # are recomputed in the backward pass and quantized weights are not kept (see quantized_copy).
+    # Memory before speed, for models of the paper's size: a method may quantize this very model in
+    # place of a copy, its blocks are recomputed in the backward pass, and quantized weights are not
+    # kept between forwards (see methods.base.quantized_copy).
     low_memory: bool = False
+    context: Tensor
 
     def __init__(
-        self, vae: nn.Module, unet: nn.Module, context: Tensor, alpha: float | None = None
+        self,
+        vae: Any,
+        unet: Any,
+        context: Tensor,
+        *,
+        family: Family,
+        alpha: float | None = None,
     ):
         super().__init__()
         self.vae = vae
         self.unet = unet
         self.register_buffer("context", context)
-        self.alpha = alpha_bar() if alpha is None else alpha
-        # x0 = latent_gain * z - eps_gain * eps; 14.649 and 14.615 for SD at t = 999 (methods.md 1.1)
-        self.latent_gain = 1.0 / math.sqrt(self.alpha)
-        self.eps_gain = math.sqrt(1.0 - self.alpha) / math.sqrt(self.alpha)
+        self.family = family
+        self.alpha = family.alpha() if alpha is None else alpha
+        self.latent_gain, self.eps_gain = family.x0_gains(self.alpha)
 
     @property
     def scaling_factor(self) -> float:
         """Latent scale: model latents have unit variance."""
         return float(self.vae.config.scaling_factor)
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent."""
+        return int(self.unet.config.in_channels)
 
     @property
     def latent_factor(self) -> int:
@@ -74,12 +75,12 @@ class OneStepSR(nn.Module):
         return self.latent_factor * 2 ** (len(self.unet.config.block_out_channels) - 1)
 
     def encode(self, image: Tensor) -> Tensor:
-        """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent (methods.md 1.4.9)."""
+        """(N, 3, H, W) in [0, 1] -> (N, 4, h, w) scaled latent: the mean, or a sample."""
         mean, std = self.encode_distribution(image)
         return mean if self.posterior == "mean" else self.sample(mean, std)
 
     def sample(self, mean: Tensor, std: Tensor) -> Tensor:
-        """Mean + std * noise, the noise seeded on the CPU: the same for equal shapes, on any device."""
+        """Mean + std * noise; noise seeded on the CPU: the same for equal shapes, on any device."""
         generator = torch.Generator().manual_seed(SAMPLE_SEED)
         noise = torch.randn(mean.shape, generator=generator, dtype=mean.dtype)
         return mean + std * noise.to(mean.device)
@@ -90,12 +91,12 @@ class OneStepSR(nn.Module):
         return posterior.mode() * self.scaling_factor, posterior.std * self.scaling_factor
 
     def predict_eps(self, latent: Tensor) -> Tensor:
-        """(N, 4, h, w) -> (N, 4, h, w): the UNet at t = 999."""
+        """(N, 4, h, w) -> (N, 4, h, w): the UNet's output, in most families the noise eps."""
         context = self.context.expand(latent.shape[0], -1, -1)
-        return self.unet(latent, TIMESTEP, encoder_hidden_states=context).sample
+        return self.unet(latent, self.family.timestep, encoder_hidden_states=context).sample
 
     def x0(self, latent: Tensor, eps: Tensor) -> Tensor:
-        """The one-step estimate (z - sqrt(1 - abar) eps) / sqrt(abar)."""
+        """The one-step estimate from the UNet's output, by the family's rule (`x0_gains`)."""
         return self.latent_gain * latent - self.eps_gain * eps
 
     def denoise(self, latent: Tensor) -> Tensor:

@@ -6,8 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
-import torch
-
+from passionsr.models.family import DEFAULT_FAMILY, Family, family_of_file
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -36,11 +35,6 @@ def _layer_config(plain: dict[str, Any]) -> LayerConfig:
     return LayerConfig(**{**plain, **forms, "official": tuple(plain["official"])})
 
 
-def _module_config(module: torch.nn.Module) -> dict[str, Any]:
-    """A diffusers config without its private entries, JSON-safe."""
-    return {k: v for k, v in dict(module.config).items() if not k.startswith("_")}
-
-
 def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -> None:
     """Write a frozen model to `folder`: model.safetensors, then scheme.json with its sha256.
 
@@ -64,10 +58,8 @@ def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -
         {
             "format": FORMAT,
             "info": info,
-            "alpha": model.alpha,
-            "context_shape": list(model.context.shape),
-            "vae": _module_config(model.vae),
-            "unet": _module_config(model.unet),
+            "family": model.family.name,
+            **model.family.describe(model),
             "layers": layers,
             "attention": attention,
             "sha256": sha256_file(folder / WEIGHTS),
@@ -75,32 +67,35 @@ def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -
     )
 
 
-def load_quantized(folder: str | Path) -> OneStepSR:
+def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepSR:
     """Rebuild a saved model; its first forward is bit-identical to the one before saving.
 
-    Raises UserError for a missing or damaged file, or one of another format version.
+    Args:
+        folder: what `save_quantized` wrote.
+        family: the family to rebuild it with; left out, the registered one that scheme.json names
+            (OSEDiff in artifacts that name none).
+    Raises UserError for a missing or damaged file, one of another format version, or another or
+    unknown family.
     """
-    from diffusers import AutoencoderKL, UNet2DConditionModel
     from safetensors.torch import load_file
 
     folder = Path(folder)
     scheme = read_json(folder / SCHEME)
     if scheme.get("format") != FORMAT:
         raise UserError(
-            f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; calibrate again"
+            f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; "
+            "calibrate again"
         )
     check_sha256(folder / WEIGHTS, scheme["sha256"])
-    with torch.device("meta"):  # no float weights: the file has what there is
-        vae = AutoencoderKL.from_config(scheme["vae"])
-        unet = UNet2DConditionModel.from_config(scheme["unet"])
-        context = torch.empty(scheme["context_shape"])
-    model = OneStepSR(vae, unet, context, scheme["alpha"]).eval().requires_grad_(False)
+    named = scheme.get("family", DEFAULT_FAMILY)
+    # On the meta device: there are no float weights, the file has all there is.
+    model = family_of_file(named, family, folder / SCHEME).build(scheme)
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
         layer = QuantizedLayer(modules[name], _layer_config(config))
         setattr(model.get_submodule(parent), leaf, layer)
-    attentions = dict(match_attention(model))
+    attentions: dict[str, Any] = dict(match_attention(model))
     for name, config in scheme["attention"].items():
         attentions[name].set_processor(
             QuantizedAttention(AttentionConfig(**{**config, "form": Form(config["form"])}))

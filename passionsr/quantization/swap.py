@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Literal
+from typing import Any
 
 from torch import nn
 
@@ -13,20 +13,6 @@ from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.utils.files import UserError
-
-Scope = Literal["U", "UV"]
-SCOPES: dict[str, tuple[str, ...]] = {"U": ("unet",), "UV": ("vae", "unet")}
-
-# PassionSR's 8-bit exceptions (methods.md 8.1), by exact diffusers names.
-PASSIONSR_8BIT = {
-    "unet": ("unet.time_embedding.linear_1", "unet.conv_out"),
-    "vae": (
-        "vae.quant_conv",
-        "vae.post_quant_conv",
-        "vae.encoder.conv_out",
-        "vae.decoder.conv_out",
-    ),
-}
 
 
 @dataclass(frozen=True)
@@ -41,16 +27,9 @@ class SwapRow:
     let: bool
 
 
-def check_scope(scope: str) -> tuple[str, ...]:
-    """The top-level parts of a scope; UserError for anything but U and UV."""
-    if scope not in SCOPES:
-        raise UserError(f"scope {scope!r} is unknown: give 'U' (UNet only) or 'UV' (UNet + VAE)")
-    return SCOPES[scope]
-
-
 def match_layers(model: OneStepSR, scope: str) -> list[tuple[str, nn.Conv2d | nn.Linear]]:
     """(name, module) of every Conv2d and Linear of the scope, in registration order."""
-    parts = check_scope(scope)
+    parts = model.family.scope_parts(scope)
     return [
         (name, module)
         for name, module in model.named_modules()
@@ -59,10 +38,8 @@ def match_layers(model: OneStepSR, scope: str) -> list[tuple[str, nn.Conv2d | nn
 
 
 def match_attention(model: OneStepSR) -> list[tuple[str, nn.Module]]:
-    """(name, module) of the UNet's attentions (the VAE's attention products stay float, methods.md 8.1)."""
-    from diffusers.models.attention_processor import Attention
-
-    return [(n, m) for n, m in model.unet.named_modules(prefix="unet") if isinstance(m, Attention)]
+    """(name, module) of the attentions whose products are quantized; the family chooses them."""
+    return model.family.attentions(model)
 
 
 def match_patterns(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
@@ -76,6 +53,17 @@ def match_patterns(names: Sequence[str], patterns: Sequence[str]) -> set[str]:
     return matched
 
 
+def layers_in_set(model: OneStepSR, scope: str, name: str) -> set[str]:
+    """Names of the scope's layers in one of the family's layer sets, such as "passionsr".
+
+    Raises UserError for an unknown set and for a pattern of it that matches no layer.
+    """
+    patterns = model.family.layer_set(name)
+    names = [layer for layer, _ in match_layers(model, scope)]
+    parts = model.family.scope_parts(scope)
+    return match_patterns(names, [p for part in parts for p in patterns.get(part, ())])
+
+
 def _replace(root: nn.Module, name: str, new: nn.Module) -> None:
     parent, _, leaf = name.rpartition(".")
     setattr(root.get_submodule(parent), leaf, new)
@@ -86,12 +74,12 @@ def swap_layers(
     scope: str,
     configure: Callable[[str, nn.Conv2d | nn.Linear], LayerConfig | None],
 ) -> list[SwapRow]:
-    """Replace the layers of the scope in place; `configure` says how by name, None leaves a layer float."""
+    """Replace the layers of the scope in place by what `configure` gives; None leaves one float."""
     rows = []
     for name in [name for name, _ in match_layers(model, scope)]:
-        layer = model.get_submodule(
-            name
-        )  # one at a time: a list of them would keep every float weight alive
+        # One at a time: a list of them would keep every float weight alive.
+        layer = model.get_submodule(name)
+        assert isinstance(layer, (nn.Conv2d, nn.Linear))
         config = configure(name, layer)
         if config is None:
             rows.append(SwapRow(name, type(layer).__name__, None, None, 0, False))
@@ -113,8 +101,9 @@ def swap_layers(
 def swap_attention(
     model: OneStepSR, configure: Callable[[str, nn.Module], AttentionConfig]
 ) -> list[SwapRow]:
-    """Give every attention of the UNet a quantizing processor, in place."""
+    """Give every attention of `match_attention` a quantizing processor, in place."""
     rows = []
+    attention: Any
     for name, attention in match_attention(model):
         config = configure(name, attention)
         attention.set_processor(QuantizedAttention(config).to(model.context.device))

@@ -23,7 +23,7 @@ from passionsr.benchmark.paths import (
     sensitivity_file,
 )
 from passionsr.data.datasets import ImagePair
-from passionsr.data.images import SCALE, read_uint8
+from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS
 from passionsr.utils.files import atomic_path, read_json, write_text
 
@@ -47,6 +47,8 @@ def zoom_box(hr: np.ndarray, size: int = ZOOM) -> tuple[int, int]:
         for y in range(0, hr.shape[0] - size, size // 2)
         for x in range(0, hr.shape[1] - size, size // 2)
     ]
+    if not corners:  # an image no larger than the box
+        return 0, 0
     return max(corners, key=lambda c: energy[c[0] : c[0] + size, c[1] : c[1] + size].mean())
 
 
@@ -58,7 +60,8 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
     )
     for index, pair in enumerate(pairs):
         hr, lr = read_uint8(pair.hr), read_uint8(pair.lr)
-        images = [hr, lr.repeat(SCALE, 0).repeat(SCALE, 1)]
+        scale = hr.shape[0] // lr.shape[0]
+        images = [hr, lr.repeat(scale, 0).repeat(scale, 1)]
         images += [
             read_uint8(image_folder(config, r) / f"{pair.name}.png")
             for r in (FP32, *(run.run_id for run in runs))

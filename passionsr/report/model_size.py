@@ -10,9 +10,8 @@ Counting runs on the meta device: shapes only, no weights and no memory.
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -23,18 +22,17 @@ from torch import Tensor, nn
 from passionsr.benchmark.config import Config
 from passionsr.benchmark.paths import run_folder
 from passionsr.methods.base import load_method
+from passionsr.models.family import get_family
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.artifact import WEIGHTS
 from passionsr.quantization.diagnostics import model_bytes
 from passionsr.quantization.modules import freeze, quantized_modules
 from passionsr.quantization.spec import Scheme
-from passionsr.quantization.swap import SCOPES, check_scope
-from passionsr.utils.files import UserError, read_json, write_text
+from passionsr.utils.files import read_json, write_text
 
 SIDE = 512  # output image the operations are counted for, px (the paper's)
 FLOAT = "W32A32"
 PASSIONSR = "passionsr.methods.passionsr:PassionSR"
-PARTS = ("unet", "vae")
 
 # As printed in PassionSR's Table 3 (methods.md 2.3): (scheme, scope) -> millions of parameters, G operations.
 PUBLISHED = {
@@ -57,8 +55,9 @@ class PartCost:
 
 @torch.no_grad()
 def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
-    """{"unet", "vae"} -> cost of one `side` x `side` output image; give a model on the meta device."""
-    macs = dict.fromkeys(PARTS, 0)
+    """Part of the model -> cost of one `side` x `side` output image; give a model on the meta device."""
+    parts = model.family.parts
+    macs = dict.fromkeys(parts, 0)
 
     def count(part: str, module: nn.Module, _: Any, out: Tensor) -> None:
         if isinstance(module, nn.LayerNorm):
@@ -69,7 +68,7 @@ def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
     counted = (nn.Conv2d, nn.Linear, nn.LayerNorm)
     modules = {
         part: [m for m in model.get_submodule(part).modules() if isinstance(m, counted)]
-        for part in PARTS
+        for part in parts
     }
     handles = [
         m.register_forward_hook(functools.partial(count, part))
@@ -91,18 +90,18 @@ def part_costs(model: OneStepSR, side: int = SIDE) -> dict[str, PartCost]:
     }
 
 
-def quantized_cost(costs: dict[str, PartCost], scheme: str, scope: str) -> tuple[float, float]:
+def quantized_cost(
+    costs: dict[str, PartCost], scheme: str, parts: Collection[str]
+) -> tuple[float, float]:
     """(parameters in units of 32 bits, operations in units of 32-bit operations) of one image.
 
-    Operations scale with the wider of weights and activations.
+    parts: those that are quantized. Operations scale with the wider of weights and activations.
     """
     if scheme == FLOAT:
         weight = act = 32
-        parts: tuple[str, ...] = ()
     else:
         parsed = Scheme.parse(scheme)
         weight, act = parsed.weight_bits, parsed.act_bits
-        parts = check_scope(scope)
     parameters = sum(c.parameters * (weight / 32 if p in parts else 1) for p, c in costs.items())
     operations = sum(
         2 * c.macs * (max(weight, act) / 32 if p in parts else 1) for p, c in costs.items()
@@ -132,31 +131,6 @@ def packed_bytes(
     return sizes
 
 
-def meta_model(name: str) -> OneStepSR:
-    """The architecture that a configuration's `model` names, without weights."""
-    if name == "sd21-random":
-        from passionsr.models.osediff.sd21 import sd21_model
-
-        return sd21_model()
-    if name == "tiny":
-        from passionsr.models.tiny import tiny_model
-
-        return tiny_model().to("meta")
-    from diffusers import AutoencoderKL, UNet2DConditionModel
-    from safetensors import safe_open
-
-    folder = Path(name)
-    if not (folder / "context.safetensors").is_file():
-        raise UserError(f"{folder}: no model here; give a folder saved by passionsr")
-    with safe_open(folder / "context.safetensors", "pt") as file:
-        shape = file.get_slice("context").get_shape()
-    with torch.device("meta"):
-        vae = AutoencoderKL.from_config(AutoencoderKL.load_config(folder / "vae"))
-        unet = UNet2DConditionModel.from_config(UNet2DConditionModel.load_config(folder / "unet"))
-        context = torch.empty(shape)
-    return OneStepSR(vae, unet, context).eval().requires_grad_(False)
-
-
 def float_bytes(model: OneStepSR) -> int:
     """Bytes of the float model, the constant context left out as in `model_bytes`."""
     return sum(t.numel() * t.element_size() for t in model.parameters())
@@ -169,7 +143,8 @@ def architecture_rows(
     sizes = {(FLOAT, ""): float_bytes(model), **packed_bytes(model, cases)}
     rows = []
     for scheme, scope in [(FLOAT, ""), *cases]:
-        parameters, operations = quantized_cost(costs, scheme, scope)
+        parts = model.family.scope_parts(scope) if scope else ()
+        parameters, operations = quantized_cost(costs, scheme, parts)
         published = PUBLISHED.get((scheme, scope), (None, None))
         rows.append(
             {
@@ -204,10 +179,11 @@ def run_rows(config: Config) -> list[dict[str, Any]]:
 
 def write_table3(config: Config) -> None:
     """tables/table3.{csv,md,tex}, and table3_runs.csv for the measured sizes."""
-    model = meta_model(config.model)
+    family = get_family(config.family)
+    model = family.architecture(config.model)
     printed = [case for case in PUBLISHED if case[0] != FLOAT]
     cases = list(dict.fromkeys([*printed, *((r.scheme, r.scope) for r in config.runs)]))
-    order = list(SCOPES)
+    order = list(family.scopes)
     cases.sort(key=lambda c: (-Scheme.parse(c[0]).weight_bits, -order.index(c[1])))
     costs = part_costs(model)
     frame = pd.DataFrame(architecture_rows(model, costs, cases))

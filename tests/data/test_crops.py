@@ -41,7 +41,7 @@ def test_training_calibration_and_test_are_disjoint():
 @pytest.mark.parametrize("path", [TEST, CALIBRATION], ids=["test", "calibration"])
 def test_pixels_match_the_list(path):
     for crop in read_list(path):
-        hr, lr = make_pair(crop, path.parent)
+        hr, lr = make_pair(crop, path.parent, 4)
         assert pixels_sha256(hr) == crop.hr_sha256, crop.name
         assert pixels_sha256(lr) == crop.lr_sha256, crop.name
 
@@ -50,7 +50,7 @@ def test_pixels_are_the_same_in_another_process():
     code = (
         "from passionsr.data.degrade import degrade, rng_for; import numpy as np, hashlib;"
         "hr = np.arange(64 * 64 * 3, dtype=np.uint32).reshape(64, 64, 3).astype(np.uint8);"
-        "print(hashlib.sha256(degrade(hr, rng_for('a', 1)).tobytes()).hexdigest())"
+        "print(hashlib.sha256(degrade(hr, rng_for('a', 1), 4).tobytes()).hexdigest())"
     )
     runs = [
         subprocess.run(
@@ -63,27 +63,27 @@ def test_pixels_are_the_same_in_another_process():
 
 def test_degradation_depends_on_its_key_only():
     hr = np.random.default_rng(0).integers(0, 256, (64, 32, 3), dtype=np.uint8)
-    first = degrade(hr, rng_for("x"))
+    first = degrade(hr, rng_for("x"), 4)
     assert first.shape == (16, 8, 3)
-    assert np.array_equal(first, degrade(hr, rng_for("x")))
-    assert not np.array_equal(first, degrade(hr, rng_for("y")))
+    assert np.array_equal(first, degrade(hr, rng_for("x"), 4))
+    assert not np.array_equal(first, degrade(hr, rng_for("y"), 4))
     with pytest.raises(ValueError, match="not a multiple of 4"):
-        degrade(hr[:63], rng_for("x"))
+        degrade(hr[:63], rng_for("x"), 4)
 
 
 def test_a_changed_pixel_rule_is_noticed(tmp_path, monkeypatch):
     from passionsr.data import crops as data
 
-    monkeypatch.setattr(data, "degrade", lambda hr, rng: hr[::4, ::4])
+    monkeypatch.setattr(data, "degrade", lambda hr, rng, scale: hr[::scale, ::scale])
     with pytest.raises(UserError, match="LR pixels differ"):
-        write_pairs(TEST, tmp_path)
+        write_pairs(TEST, tmp_path, 4)
 
 
 def test_written_pairs_are_read_back(tmp_path):
-    pairs = write_pairs(TEST, tmp_path)
+    pairs = write_pairs(TEST, tmp_path, 4)
     assert pairs == pairs_in(TEST, tmp_path)
     for pair, crop in zip(pairs, read_list(TEST), strict=True):
-        lr, hr = read_pair(pair)
+        lr, hr = read_pair(pair, 4)
         assert pixels_sha256(hr) == crop.hr_sha256
         assert pixels_sha256(lr) == crop.lr_sha256
 
@@ -114,4 +114,4 @@ def test_lr_and_hr_must_fit(tmp_path):
     write_uint8(tmp_path / "lr.png", image)
     write_uint8(tmp_path / "hr.png", image)
     with pytest.raises(UserError, match="a: LR is 8x8 and HR 8x8, expected HR = 4 x LR"):
-        read_pair(ImagePair("a", tmp_path / "lr.png", tmp_path / "hr.png"))
+        read_pair(ImagePair("a", tmp_path / "lr.png", tmp_path / "hr.png"), 4)

@@ -117,7 +117,7 @@ def test_what_is_no_bijection_is_refused(tmp_path, prepare, changes, message):
 def test_sheets_keep_paths_sizes_and_hashes(tmp_path):
     fill(tmp_path, "div2k", ["0801"])
     pairs = dataset(tmp_path, "div2k").pairs()
-    write_sheet(pairs, tmp_path / "s.tsv")
+    write_sheet(pairs, tmp_path / "s.tsv", 4)
     assert read_sheet(tmp_path / "s.tsv") == pairs
     row = (tmp_path / "s.tsv").read_text().splitlines()[1].split("\t")
     assert row[0] == "set/0801x4"
@@ -131,10 +131,10 @@ def test_wrong_scale_and_damaged_images_are_refused(tmp_path):
     fill(tmp_path, "same", ["a"])
     image(tmp_path / "HR" / "a.png", 32, 44)
     with pytest.raises(UserError, match="set/a: LR is 12x8 and HR 44x32, expected HR = 4 x LR"):
-        write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv")
+        write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv", 4)
     (tmp_path / "HR" / "a.png").write_bytes(b"no image")
     with pytest.raises(UserError, match="cannot be read as an image"):
-        write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv")
+        write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv", 4)
     assert not (tmp_path / "s.tsv").exists()
 
 
@@ -216,14 +216,14 @@ def test_crop_corners_stay_inside():
 def test_crops_are_cut_and_downscaled(tmp_path):
     image(tmp_path / "0001.png", 60, 50)
     crop = RelativeCrop("0001.png", 0.5, 0.25, 32)
-    (pair,) = write_crops([crop], {"0001.png": tmp_path / "0001.png"}, tmp_path / "out")
+    (pair,) = write_crops([crop], {"0001.png": tmp_path / "0001.png"}, tmp_path / "out", 4)
     x, y = int(0.5 * (50 - 32 + 1)), int(0.25 * (60 - 32 + 1))
     hr = read_uint8(tmp_path / "0001.png")[y : y + 32, x : x + 32]
     assert np.array_equal(read_uint8(pair.hr), hr)
     small = Image.fromarray(hr).resize((8, 8), Image.Resampling.BICUBIC)
     assert np.array_equal(read_uint8(pair.lr), np.asarray(small))
     with pytest.raises(UserError, match=r"1 of 1 photographs are missing, first: 0001\.png"):
-        write_crops([crop], {}, tmp_path / "out")
+        write_crops([crop], {}, tmp_path / "out", 4)
 
 
 def test_another_kind_of_list_is_refused():

@@ -225,13 +225,13 @@ def test_default_is_whole_and_untouched(tiny):
     """Today's bytes: reflection at the right and bottom, one forward of the model."""
     lr = smooth_image(10, 13)
     multiple = tiny.size_multiple
-    image = to_tensor(upscale(lr))
+    image = to_tensor(upscale(lr, 4))
     pads = (0, -52 % multiple, 0, -40 % multiple)
     with torch.no_grad():
         expected = to_uint8(tiny(torch.nn.functional.pad(image, pads, mode="reflect")))[:40, :52]
     assert np.array_equal(super_resolve(tiny, lr), expected)
     fixed = super_resolve(tiny, lr, InferenceOptions(colour_fix="adain"))
-    assert np.array_equal(fixed, fix_colour(expected, upscale(lr), "adain"))
+    assert np.array_equal(fixed, fix_colour(expected, upscale(lr, 4), "adain"))
 
 
 def test_tiles_larger_than_the_image_change_nothing(tiny):
@@ -255,9 +255,9 @@ def test_official_sizes(tiny):
     options = InferenceOptions(resize="official", process_size=64)
     lr = smooth_image(20, 27)  # at least 16: not enlarged
     factor = tiny.latent_factor
-    image = model_input(lr, 32, options)
+    image = model_input(lr, 4, 32, options)
     assert image.shape == (64, 96, 3)
-    squeezed = Image.fromarray(upscale(lr)).resize((96, 64), Image.Resampling.LANCZOS)
+    squeezed = Image.fromarray(upscale(lr, 4)).resize((96, 64), Image.Resampling.LANCZOS)
     assert np.array_equal(image, np.asarray(squeezed))
     out = super_resolve(tiny, lr, options)
     assert out.shape == (80 - 80 % factor, 108 - 108 % factor, 3)
@@ -266,7 +266,7 @@ def test_official_sizes(tiny):
     enlarged = Image.fromarray(small).resize(
         (int(scale * 11), int(scale * 8)), Image.Resampling.BICUBIC
     )
-    assert np.array_equal(model_input(small, 1, options), upscale(np.asarray(enlarged)))
+    assert np.array_equal(model_input(small, 4, 1, options), upscale(np.asarray(enlarged), 4))
     assert super_resolve(tiny, small, options).shape == (32, 44, 3)
 
 

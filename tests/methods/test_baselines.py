@@ -11,7 +11,7 @@ from vectors import load, relative
 from passionsr.baselines.efficientdm import EfficientDM, QALoRA, merge
 from passionsr.baselines.lsq import LSQ, gradient_scales, lsq_bounds
 from passionsr.baselines.ptq4dm import PTQ4DM
-from passionsr.baselines.qdiffusion import QDiffusion, shortcut_splits
+from passionsr.baselines.qdiffusion import QDiffusion
 from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
 from passionsr.calibration.reconstruction import (
     AdaRound,
@@ -190,7 +190,7 @@ def test_shortcut_splits_are_the_hidden_channels(tiny):
     finally:
         for handle in handles:
             handle.remove()
-    splits = shortcut_splits(tiny.unet)
+    splits = tiny.family.skip_splits(tiny)
     assert splits.keys() == seen.keys()
     # input = hidden + skip, and every skip is one of the down path's outputs
     assert all(seen[n] - c in skips for n, c in splits.items())
@@ -302,7 +302,7 @@ def test_official_split_penalty_leaves_the_second_half_alone(tiny, tiny_batches,
         method = QDiffusion(weight_steps=1, act_steps=0, adaround_split_reg=key)
         quantize_model(method, tiny, W4A4, "U", tiny_batches)
     changed = [o for o, b in zip(sizes["official"], sizes["both"], strict=True) if o != b]
-    assert sorted(changed) == sorted(shortcut_splits(tiny.unet).values())
+    assert sorted(changed) == sorted(tiny.family.skip_splits(tiny).values())
 
 
 def test_softmax_can_have_sixteen_bits(tiny, tiny_batches):

@@ -29,8 +29,8 @@ def outputs(model):
     """(HR, bicubic, SR) of every test crop."""
     rows = []
     for crop in read_list("config/mini_test.tsv"):
-        hr, lr = make_pair(crop, Path("config"))
-        rows.append((hr, upscale(lr), super_resolve(model, lr)))
+        hr, lr = make_pair(crop, Path("config"), 4)
+        rows.append((hr, upscale(lr, 4), super_resolve(model, lr)))
     return rows
 
 
@@ -95,9 +95,9 @@ def test_difficulty(model):
     """Issue 2: plain MinMax, PSNR to the float output: W8A8 > W6A6 > W4A4 on the UNet, W6A6 at most 35 dB;
     UV W4A4 visibly broken (below 20 dB)."""
     calibration = read_list("config/mini_calibration.tsv")[::5]
-    images = [to_tensor(upscale(make_pair(c, Path("config"))[1])) for c in calibration]
+    images = [to_tensor(upscale(make_pair(c, Path("config"), 4)[1], 4)) for c in calibration]
     batches = make_batches(model, images, 4, 0)
-    lrs = [make_pair(c, Path("config"))[1] for c in read_list("config/mini_test.tsv")[:3]]
+    lrs = [make_pair(c, Path("config"), 4)[1] for c in read_list("config/mini_test.tsv")[:3]]
     references = [super_resolve(model, lr).astype(float) for lr in lrs]
 
     def psnr(scheme, scope):

@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from passionsr.methods.base import load_method, quantize_model
+from passionsr.models.osediff.family import OSEDIFF
 from passionsr.quantization.diagnostics import model_bytes
 from passionsr.quantization.spec import Scheme
 from passionsr.report.model_size import (
     FLOAT,
     PUBLISHED,
     architecture_rows,
-    meta_model,
     packed_bytes,
     part_costs,
     quantized_cost,
@@ -19,7 +19,7 @@ from passionsr.report.model_size import (
 
 @pytest.fixture(scope="module")
 def full():
-    return meta_model("sd21-random")
+    return OSEDIFF.architecture("sd21-random")
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def test_full_size_counts(costs):
 @pytest.mark.parametrize(("scheme", "scope"), PUBLISHED)
 def test_published_table(scheme, scope, costs):
     """Within one unit of the last printed digit (the paper rounds some numbers and cuts others)."""
-    parameters, operations = quantized_cost(costs, scheme, scope)
+    parameters, operations = quantized_cost(costs, scheme, OSEDIFF.scopes.get(scope, ()))
     printed_parameters, printed_operations = PUBLISHED[scheme, scope]
     unit = 0.1 if scheme == FLOAT else 1
     assert abs(parameters / 1e6 - printed_parameters) < unit
@@ -52,7 +52,7 @@ def test_published_table(scheme, scope, costs):
 
 def test_operations_of_one_convolution():
     """By hand: 3 -> 8 channels, 3 x 3, on 16 x 16: 16 * 16 * 8 * 27 multiply-adds."""
-    model = meta_model("tiny")
+    model = OSEDIFF.architecture("tiny")
     before = part_costs(model, 16)["vae"].macs
     conv = model.vae.encoder.conv_in
     assert (conv.in_channels, conv.out_channels, conv.kernel_size) == (3, 8, (3, 3))
@@ -65,7 +65,7 @@ def test_predicted_bytes_are_those_of_a_calibrated_model(scope, tiny, tiny_batch
     """To the byte: the count needs no weights. W6A6 is counted on the layers frozen for W4A4."""
     method = load_method("passionsr.methods.passionsr:PassionSR", {"epochs": 1})
     model, _, _ = quantize_model(method, tiny, Scheme.parse("W6A6"), scope, tiny_batches)
-    sizes = packed_bytes(meta_model("tiny"), [("W4A4", scope), ("W6A6", scope)])
+    sizes = packed_bytes(OSEDIFF.architecture("tiny"), [("W4A4", scope), ("W6A6", scope)])
     assert sizes["W4A4", scope] < sizes["W6A6", scope] == model_bytes(model)
 
 
@@ -81,4 +81,6 @@ def test_folder_and_random_model_count_alike(tiny, tmp_path):
     from passionsr.models.folder import save_model
 
     save_model(tiny, tmp_path)
-    assert part_costs(meta_model(str(tmp_path)), 32) == part_costs(meta_model("tiny"), 32)
+    assert part_costs(OSEDIFF.architecture(str(tmp_path)), 32) == part_costs(
+        OSEDIFF.architecture("tiny"), 32
+    )

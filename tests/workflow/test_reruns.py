@@ -106,6 +106,7 @@ DATA = {"data", *MODEL}
 # Key -> (a changed value, what it reaches). Tables and figures read the whole configuration.
 REACHES = {
     "model": ("sd21-random", MODEL),
+    "family": ("passionsr.models.osediff.family:OSEDIFF", MODEL),  # another name is another family
     "test": ("config/other_test.tsv", DATA),
     "calibration": (
         "config/other_calibration.tsv",

@@ -14,7 +14,8 @@ from PIL import Image
 from torch import Tensor
 
 from passionsr.data.degrade import degrade, rng_for
-from passionsr.data.images import SCALE, upscale
+from passionsr.data.images import upscale
+from passionsr.models.osediff.family import OSEDIFF
 from passionsr.utils.files import atomic_path
 from train_mini.recipe import AUTOENCODERS, STAGES
 
@@ -90,7 +91,7 @@ def vary_colours(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tensor, Tensor]:
     """(upscaled LR, HR), (N, 3, crop, crop) float32 in [0, 1] each; a function of the arguments."""
     crop = STAGES[stage].crop
-    rng = rng_for(seed, stage, step)
+    rng, scale = rng_for(seed, stage, step), OSEDIFF.scale
     hrs, ups = [], []
     for index in rng.integers(0, len(pool), STAGES[stage].batch):
         hr = np.rot90(pool[index], int(rng.integers(4)))
@@ -98,11 +99,11 @@ def make_batch(pool: np.ndarray, stage: str, step: int, seed: int) -> tuple[Tens
             hr = hr[:, ::-1]
         if STAGES[stage].colours:
             hr = vary_colours(hr, rng)
-        y, x = rng.integers(0, (pool.shape[1] - crop) // SCALE + 1, 2) * SCALE
+        y, x = rng.integers(0, (pool.shape[1] - crop) // scale + 1, 2) * scale
         window = np.s_[y : y + crop, x : x + crop]
         hrs.append(hr[window])
         if stage not in AUTOENCODERS:
-            ups.append(upscale(degrade(np.ascontiguousarray(hr), rng))[window])
+            ups.append(upscale(degrade(np.ascontiguousarray(hr), rng, scale), scale)[window])
 
     def stack(images: list[np.ndarray]) -> Tensor:
         return torch.from_numpy(np.stack(images or hrs)).permute(0, 3, 1, 2).float().div(255)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from passionsr.models.one_step import OneStepSR
-from passionsr.models.tiny import small_model
+from passionsr.models.tiny import SmallShape, small_model
 
 # HR crop of a stage -> side of the crops in the pool, with room to shift; px
 POOL_CROP = {64: 112, 128: 176, 256: 272}
@@ -53,8 +53,7 @@ IDENTITY_STEPS = 500
 
 def build_model(seed: int) -> OneStepSR:
     """The untrained mini model: three levels, latent factor 4."""
-    return small_model(
-        seed=seed,
+    shape = SmallShape(
         vae_channels=(32, 48, 64),
         unet_channels=(64, 96, 128),
         heads=(2, 3, 4),
@@ -62,6 +61,7 @@ def build_model(seed: int) -> OneStepSR:
         vae_groups=8,
         unet_groups=16,
     )
+    return small_model(shape, seed)
 
 
 def trainable(model: OneStepSR, stage: str) -> list[nn.Parameter]:

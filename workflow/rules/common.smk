@@ -9,16 +9,17 @@ sys.path.insert(0, str(ROOT))
 
 from passionsr.benchmark import paths, recovery
 from passionsr.benchmark.config import BICUBIC, FP32, load_config
-from passionsr.benchmark.float_model import BUILT_IN
 from passionsr.benchmark.inputs import missing_inputs, missing_report
-from passionsr.benchmark.job_code import job_code, method_code
+from passionsr.benchmark.job_code import family_code, job_code, method_code
 from passionsr.data.datasets import DATA as FETCHED_IN
 from passionsr.data.fetch import FETCHED
+from passionsr.models.family import get_family
 from passionsr.utils.files import UserError
 
 CONFIG_FILE = config.get("file", "config/mini.yaml")
 try:
     CFG = load_config(CONFIG_FILE)
+    FAMILY = get_family(CFG.family)
     TEST, CALIBRATION = paths.data_files(CFG)
     MISSING = missing_inputs(CFG)
     if workflow.is_main_process:
@@ -29,11 +30,12 @@ except UserError as err:
 if MISSING and workflow.is_main_process:
     print(missing_report(CONFIG_FILE, MISSING), file=sys.stderr)
 
+FAMILY_CODE = family_code(CFG.family)
 RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
 MODEL_FILES = (
     []
-    if CFG.model in BUILT_IN
+    if CFG.model in FAMILY.built_in
     else sorted(
         str(p)
         for p in Path(CFG.model).rglob("*")

@@ -21,6 +21,7 @@ rule table3:
         mem_mb=at_attempt(1000),
     params:
         code=job_code("report.model_size", "methods.passionsr"),
+        family=FAMILY_CODE,
         cases=[f"{run.scheme}-{run.scope}" for run in CFG.runs],
         model=CFG.model,
     shell:

@@ -14,6 +14,7 @@ rule data:
     params:
         code=job_code("benchmark.jobs.data"),
         configuration=DATA_KEYS,
+        scale=FAMILY.scale,
     shell:
         f"{JOB} data --config {CONFIG_FILE} > {{log}} 2>&1"
 
@@ -54,6 +55,7 @@ rule reference:
     params:
         code=job_code("benchmark.jobs.infer"),
         model=CFG.model,
+        family=FAMILY_CODE,
         configuration=INFERENCE_KEYS,
     shell:
         f"{JOB} reference --config {CONFIG_FILE} > {{log}} 2>&1"

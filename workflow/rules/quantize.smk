@@ -23,6 +23,7 @@ rule calibrate:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=job_code("benchmark.jobs.calibrate"),
+        family=FAMILY_CODE,
         method=lambda wildcards: method_code(
             CFG.entries[CFG.run(wildcards.run).method].target
         ),
@@ -49,6 +50,7 @@ rule sensitivity:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=job_code("benchmark.jobs.calibrate", "baselines.minmax"),
+        family=FAMILY_CODE,
         scheme=CFG.sensitivity,
         configuration=values(MODEL_KEYS, CFG.batch_size),
     shell:
@@ -73,6 +75,7 @@ rule infer:
         mem_mb=at_attempt(CFG.memory_mb),
     params:
         code=job_code("benchmark.jobs.infer"),
+        family=FAMILY_CODE,
         configuration=INFERENCE_KEYS,
     shell:
         f"{JOB} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -19,13 +19,14 @@ from passionsr.utils.files import (
 if TYPE_CHECKING:
     from passionsr.quantization.swap import SwapRow
 from passionsr.benchmark.float_model import device_name, load_float_model
-from passionsr.benchmark.job_code import job_code, method_code
+from passionsr.benchmark.job_code import family_code, job_code, method_code
 from passionsr.benchmark.paths import (
     calibration_pairs,
     run_folder,
     sensitivity_file,
 )
 from passionsr.benchmark.records import Phases
+from passionsr.models.family import get_family
 from passionsr.utils.files import write_csv
 from passionsr.utils.system import git_sha, package_versions
 
@@ -49,9 +50,7 @@ class Loaded(Sequence[Any]):
 
 def check_counts(config: Config, run: Run, report: Sequence[SwapRow]) -> None:
     """UserError unless a run quantized as many layers of each part as the configuration expects."""
-    from passionsr.quantization.swap import check_scope
-
-    for part in check_scope(run.scope):
+    for part in get_family(config.family).scope_parts(run.scope):
         expected = config.expected_layers.get(part)
         got = sum(
             r.name.startswith(f"{part}.") and r.kind != "attention" and r.weight_bits is not None
@@ -79,8 +78,9 @@ def calibrate(config: Config, run: Run) -> None:
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
     pairs = calibration_pairs(config)
-    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair)[0])))
-    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair)[1]))
+    scale = get_family(config.family).scale
+    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair, scale)[0], scale)))
+    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair, scale)[1]))
     phases = Phases()
     kept = config.results / "resume" / run.run_id
     teacher = load_float_model(config)
@@ -96,6 +96,7 @@ def calibrate(config: Config, run: Run) -> None:
     log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
     tensors = [t for batch in batches for t in vars(batch).values()]
     code = job_code("benchmark.jobs.calibrate") + method_code(entry.target)
+    code += family_code(config.family)
     with resumable(kept, calibration_key(config.run_digest(run), code, teacher, tensors)):
         model, fit_log, report = quantize_model(
             method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
@@ -172,7 +173,8 @@ def sensitivity(config: Config) -> None:
     assert config.sensitivity is not None
     teacher = load_float_model(config)
     pairs = calibration_pairs(config)
-    images = [to_tensor(upscale(read_pair(p)[0])) for p in pairs]
+    scale = teacher.family.scale
+    images = [to_tensor(upscale(read_pair(p, scale)[0], scale)) for p in pairs]
     batches = make_batches(teacher, images, config.batch_size, 0)
     method = load_method(SENSITIVITY_METHOD)
     model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")

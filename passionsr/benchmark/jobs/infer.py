@@ -21,6 +21,7 @@ from passionsr.benchmark.paths import (
     pairs_to_test,
     run_folder,
 )
+from passionsr.models.family import get_family
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ def write_images(
     chosen = InferenceOptions(**options)
 
     for index, pair in enumerate(pairs, 1):
-        lr, _ = read_pair(pair)
+        lr, _ = read_pair(pair, model.family.scale)
         started = time.perf_counter()
         write_uint8(folder / f"{pair.name}.png", super_resolve(model, lr, chosen))
         log.info("%d/%d %s (%.1f s)", index, len(pairs), pair.name, time.perf_counter() - started)
@@ -43,9 +44,10 @@ def write_images(
 def reference(config: Config) -> None:
     """Outputs of the float model, and of plain bicubic upscaling."""
     pairs = pairs_to_test(config)
+    scale = get_family(config.family).scale
     for pair in pairs:
-        lr, _ = read_pair(pair)
-        write_uint8(image_folder(config, BICUBIC) / f"{pair.name}.png", upscale(lr))
+        lr, _ = read_pair(pair, scale)
+        write_uint8(image_folder(config, BICUBIC) / f"{pair.name}.png", upscale(lr, scale))
     model = load_float_model(config)
     model.posterior = config.posterior
     write_images(model, pairs, image_folder(config, FP32), config.inference)
@@ -58,7 +60,8 @@ def infer(config: Config, run: Run) -> None:
     from passionsr.quantization.artifact import load_quantized
     from passionsr.quantization.modules import keep_weights
 
-    model = to_device(load_quantized(run_folder(config, run.run_id) / "artifact"), config)
+    artifact = run_folder(config, run.run_id) / "artifact"
+    model = to_device(load_quantized(artifact, get_family(config.family)), config)
     if config.low_memory:
         keep_weights(model, False)
     model.posterior = config.posterior

@@ -13,6 +13,7 @@ from passionsr.benchmark.image_lists import check_image_lists
 from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, sheet
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
 from passionsr.data.images import read_uint8
+from passionsr.models.family import get_family
 from passionsr.utils.files import (
     read_json,
     write_csv,
@@ -61,9 +62,10 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
         started = time.perf_counter()
         run = known.get(run_id) or Run(run_id, "W32A32", "UV", 0)
         rows = []
+        scale = get_family(config.family).scale
         outputs = scored_outputs(config, run_id)
         for index, (pair, path, reference) in enumerate(outputs, 1):
-            _, hr = read_pair(pair)
+            _, hr = read_pair(pair, scale)
             scores = suite.score(
                 read_uint8(path),
                 hr,

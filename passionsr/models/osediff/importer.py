@@ -1,4 +1,4 @@
-"""OSEDiff's checkpoint (methods.md 1.2) read strictly, its LoRA merged (1.3), and the import into a model folder."""
+"""OSEDiff's checkpoint: read strictly, its LoRA merged into SD2.1, saved as a model folder."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from passionsr.models.folder import save_model
 from passionsr.models.one_step import OneStepSR
+from passionsr.models.osediff.family import OSEDIFF
 from passionsr.models.osediff.sd21 import (
     check_empty_context,
     embed_prompt,
@@ -53,7 +54,10 @@ _BASE_LAYER = ".base_layer."
 class PartUpdate:
     """What a checkpoint changes in one part of the model.
 
-    lora: (module, adapter) -> (A, B). replaced: parameter name -> new value (UNet conv_in, fully trained).
+    Attributes:
+        rank: of its LoRA.
+        lora: (module, adapter) -> (A, B).
+        replaced: parameter name -> new value (the UNet's conv_in, which is trained as a whole).
     """
 
     rank: int
@@ -88,8 +92,8 @@ def load_pickle(path: str | Path) -> Any:
 def read_checkpoint(path: str | Path, sha256: str | None = None) -> dict[str, PartUpdate]:
     """Read osediff.pkl in either spelling: {"unet": ..., "vae": ...}.
 
-    sha256: expected hash of the file. Raises UserError for a wrong hash, a damaged or foreign file, and for
-    lists and tensors that do not belong together.
+    sha256: expected hash of the file. Raises UserError for a wrong hash, a damaged or foreign file,
+    and for lists and tensors that do not belong together.
     """
     path = Path(path)
     if sha256 is not None:
@@ -134,7 +138,8 @@ def _read_part(path: Path, raw: dict[str, Any], part: str) -> PartUpdate:
     for module, adapter in sorted(listed):
         if set(sides.get((module, adapter), {})) != {"A", "B"}:
             raise UserError(
-                f"{path}: {present[0]}: {module} is listed but has no complete lora_A / lora_B of {adapter}"
+                f"{path}: {present[0]}: {module} is listed but has no complete lora_A / lora_B of "
+                f"{adapter}"
             )
     if part == "unet" and set(replaced) != {"conv_in.weight", "conv_in.bias"}:
         raise UserError(f"{path}: {present[0]}: conv_in.base_layer.weight or .bias is missing")
@@ -154,8 +159,8 @@ def lora_delta(a: Tensor, b: Tensor, alpha: float = LORA_ALPHA) -> Tensor:
 def merge(root: nn.Module, update: PartUpdate, source: str = "checkpoint") -> int:
     """Apply one part's update to its model in place; returns the number of LoRA layers merged.
 
-    Everything is checked before anything is changed. Raises UserError for a module that the model does not have and for
-    shapes that do not fit.
+    Everything is checked before anything is changed. Raises UserError for a module that the model
+    does not have and for shapes that do not fit.
     """
     modules = dict(root.named_modules())
     parameters = dict(root.named_parameters())
@@ -172,8 +177,8 @@ def merge(root: nn.Module, update: PartUpdate, source: str = "checkpoint") -> in
         ones = (1,) * (len(shape) - 2)
         if a.shape != (rank, *shape[1:]) or b.shape != (shape[0], rank, *ones):
             raise UserError(
-                f"{source}: {name}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a weight of "
-                f"{list(shape)} at rank {rank}"
+                f"{source}: {name}: lora_A {list(a.shape)} and lora_B {list(b.shape)} do not fit a "
+                f"weight of {list(shape)} at rank {rank}"
             )
     for name, value in update.replaced.items():
         parameters[name].copy_(value)
@@ -201,15 +206,15 @@ def read_context(path: str | Path) -> Tensor:
 
 
 def _context(base: Path, supplied: str | Path | None, dim: int) -> tuple[Tensor, str]:
-    """The empty prompt's embedding and where it comes from: a supplied file before the text encoder."""
+    """The empty prompt's embedding and its source: a supplied file before the text encoder."""
     if supplied is not None:
         return check_empty_context(read_context(supplied), dim, str(supplied)), str(supplied)
     if has_text_encoder(base):
         source = f"{base}/text_encoder"
         return check_empty_context(embed_prompt(base, ""), dim, source), source
     raise UserError(
-        f"{base}: no text_encoder/ and tokenizer/ to compute the empty prompt's embedding: give --context, "
-        "PassionSR's empty_context_embedding.pt"
+        f"{base}: no text_encoder/ and tokenizer/ to compute the empty prompt's embedding: "
+        "give --context, PassionSR's empty_context_embedding.pt"
     )
 
 
@@ -223,7 +228,7 @@ def import_osediff(
     context: str | Path | None = None,
     entry: str = "passionsr-fp",
 ) -> dict[str, Any]:
-    """SD2.1-base + osediff.pkl -> a model folder that `load_model` reads; returns what import.json says.
+    """SD2.1-base + osediff.pkl -> a model folder for `load_model`; returns what import.json says.
 
     Args:
         output: folder to make; it must not exist.
@@ -232,7 +237,7 @@ def import_osediff(
         revision: see `find_base`.
         sha256: expected hash of the checkpoint.
         context: file of the empty prompt's embedding.
-        entry: "passionsr-fp", or "osediff" to keep the prompt branch (text_encoder/, tokenizer/) with the model.
+        entry: "passionsr-fp", or "osediff" to keep the prompt branch (text_encoder/, tokenizer/).
     Raises UserError; nothing is left behind then.
     """
     output = Path(output)
@@ -244,7 +249,8 @@ def import_osediff(
     folder = find_base(base, revision)
     if entry == "osediff" and not has_text_encoder(folder):
         raise UserError(
-            f"{folder}: the prompt branch is absent (text_encoder/, tokenizer/); add them, or import --entry passionsr-fp"
+            f"{folder}: the prompt branch is absent (text_encoder/, tokenizer/); add them, or "
+            "import --entry passionsr-fp"
         )
     vae, unet = load_base(folder)
     embedding, context_source = _context(folder, context, unet.config.cross_attention_dim)
@@ -269,7 +275,7 @@ def import_osediff(
             for part in ("text_encoder", "tokenizer"):
                 shutil.copytree(folder / part, temporary / part)
         write_json(temporary / "import.json", card)
-        save_model(OneStepSR(vae, unet, embedding), temporary)
+        save_model(OneStepSR(vae, unet, embedding, family=OSEDIFF), temporary)
         temporary.chmod(0o755)
         temporary.rename(output)
     except BaseException:

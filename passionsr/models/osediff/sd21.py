@@ -1,7 +1,8 @@
 """Stable Diffusion 2.1-base: its architecture, its published files, its empty prompt.
 
-Pinned revisions of the original repository and of two mirrors, because the original has been withdrawn at times.
-Weights are read from safetensors only; a local folder is always tried first and never leaves the machine.
+Pinned revisions of the original repository and of two mirrors, because the original has been
+withdrawn at times. Weights are read from safetensors only; a local folder is always tried first and
+never leaves the machine.
 """
 
 from __future__ import annotations
@@ -9,11 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from passionsr.models.one_step import TIMESTEP, OneStepSR, alpha_bar
+from passionsr.models.one_step import OneStepSR
+from passionsr.models.osediff.family import OSEDIFF
 from passionsr.utils.files import UserError
 
 log = logging.getLogger(__name__)
@@ -35,8 +38,8 @@ HUB_FILES = (
     "tokenizer/*",
 )
 LOCAL_HINT = (
-    "give --base a local folder with unet/, vae/ and scheduler/ of Stable Diffusion 2.1-base in diffusers format "
-    "(safetensors)"
+    "give --base a local folder with unet/, vae/ and scheduler/ of Stable Diffusion 2.1-base in "
+    "diffusers format (safetensors)"
 )
 
 # -- architecture ---------------------------------------------------------------------------------
@@ -71,8 +74,8 @@ TOKENS, CONTEXT_DIM = 77, 1024
 def sd21_model(seed: int | None = None) -> OneStepSR:
     """The full architecture (UNet 865.9 M, VAE 83.7 M parameters) in eval mode.
 
-    seed: of random weights, diffusers' own initialisation, which keeps activations of order 1. None: no
-    weights at all, every tensor on the meta device (for counting).
+    seed: of random weights, diffusers' own initialisation, which keeps activations of order 1.
+    None: no weights at all, every tensor on the meta device (for counting).
     """
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -85,7 +88,7 @@ def sd21_model(seed: int | None = None) -> OneStepSR:
             torch.manual_seed(seed)
             vae, unet = AutoencoderKL(**VAE), UNet2DConditionModel(**UNET)
             context = torch.randn(1, TOKENS, CONTEXT_DIM)
-    return OneStepSR(vae, unet, context).eval().requires_grad_(False)
+    return OneStepSR(vae, unet, context, family=OSEDIFF).eval().requires_grad_(False)
 
 
 # -- the published files --------------------------------------------------------------------------
@@ -111,7 +114,8 @@ def find_base(
         commit = revision or pinned.get(base)
         if commit is None:
             raise UserError(
-                f"{base} is neither a folder here nor a known repository: give --revision (a commit), or {LOCAL_HINT}"
+                f"{base} is neither a folder here nor a known repository: give --revision "
+                f"(a commit), or {LOCAL_HINT}"
             )
         bases = [(base, commit)]
     import huggingface_hub
@@ -135,7 +139,7 @@ def find_base(
     )
 
 
-def _part(cls: type, folder: Path, name: str) -> nn.Module:
+def _part(cls: Any, folder: Path, name: str) -> nn.Module:
     """One diffusers model of `folder`, float32, every tensor of its file used and none invented."""
     part = folder / name
     stem = "diffusion_pytorch_model"
@@ -164,8 +168,9 @@ def _part(cls: type, folder: Path, name: str) -> nn.Module:
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
         raise UserError(
-            f"{part}: {len(info['missing_keys'])} tensors are missing and {len(info['unexpected_keys'])} are unknown "
-            f"(first: {wrong[0]}); the file is of another model"
+            f"{part}: {len(info['missing_keys'])} tensors are missing and "
+            f"{len(info['unexpected_keys'])} are unknown (first: {wrong[0]}); the file is of "
+            "another model"
         )
     return model
 
@@ -179,18 +184,19 @@ def check_scheduler(folder: Path) -> None:
     scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
     if scheduler.config.prediction_type != "epsilon":
         raise UserError(
-            f"{folder}/scheduler: prediction_type is {scheduler.config.prediction_type}, expected epsilon: this is "
-            "the 768 px model, OSEDiff is built on stable-diffusion-2-1-base"
+            f"{folder}/scheduler: prediction_type is {scheduler.config.prediction_type}, expected "
+            "epsilon: this is the 768 px model, OSEDiff is built on stable-diffusion-2-1-base"
         )
-    got, expected = float(scheduler.alphas_cumprod[TIMESTEP]), alpha_bar()
+    timestep = OSEDIFF.timestep
+    got, expected = float(scheduler.alphas_cumprod[timestep]), OSEDIFF.alpha()
     if abs(got - expected) > 1e-6:  # the library's table is float32
         raise UserError(
-            f"{folder}/scheduler: alphas_cumprod[{TIMESTEP}] is {got:.8f}, expected {expected:.8f}; "
-            "it is not SD2.1-base's schedule"
+            f"{folder}/scheduler: alphas_cumprod[{timestep}] is {got:.8f}, expected "
+            f"{expected:.8f}; it is not SD2.1-base's schedule"
         )
 
 
-def load_base(folder: str | Path) -> tuple[nn.Module, nn.Module]:
+def load_base(folder: str | Path) -> tuple[Any, Any]:
     """(vae, unet) of a diffusers folder, float32, after a check of its scheduler."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
 
@@ -201,16 +207,16 @@ def load_base(folder: str | Path) -> tuple[nn.Module, nn.Module]:
 
 # -- context --------------------------------------------------------------------------------------
 
-# CLIP embedding of "" (methods.md 1.1). Rows differ, all 77 are kept.
+# CLIP embedding of "", the constant context of PassionSR. Rows differ, all 77 are kept.
 EMPTY_STATISTICS = {"mean": -0.16838, "std": 1.03857, "largest": 13.0235}
 EMPTY_HEAD = ((-0.3134, -0.4476, -0.0082, -0.2280), (1.4119, 0.0079, -0.4280, 0.0902))
 
 
 def check_empty_context(context: Tensor, dim: int, source: str) -> Tensor:
-    """`context` as float32 (1, tokens, dim), compared with the known embedding where dim is SD2.1's 1024.
+    """`context` as float32 (1, tokens, dim), compared with the known embedding if dim is SD2.1's.
 
-    The tolerance, 5e-3 (2e-2 for the largest value), admits a half-precision encoder and nothing else: another
-    prompt, another layer or another text encoder is off by 0.1 and more.
+    The tolerance, 5e-3 (2e-2 for the largest value), admits a half-precision encoder and nothing
+    else: another prompt, another layer or another text encoder is off by 0.1 and more.
     """
     if context.ndim != 3 or context.shape[0] != 1 or context.shape[2] != dim:
         raise UserError(
@@ -232,9 +238,10 @@ def check_empty_context(context: Tensor, dim: int, source: str) -> Tensor:
     )
     if context.shape[1] != TOKENS or not close or float(head.abs().max()) > 5e-3:
         shown = ", ".join(f"{k} {v:.4f}" for k, v in found.items())
+        expected = ", ".join(f"{k} {v}" for k, v in EMPTY_STATISTICS.items())
         raise UserError(
-            f"{source}: this is not SD2.1's embedding of the empty prompt: {context.shape[1]} tokens, {shown}; expected "
-            f"{TOKENS} tokens, {', '.join(f'{k} {v}' for k, v in EMPTY_STATISTICS.items())}"
+            f"{source}: this is not SD2.1's embedding of the empty prompt: {context.shape[1]} "
+            f"tokens, {shown}; expected {TOKENS} tokens, {expected}"
         )
     return context
 
@@ -253,8 +260,9 @@ def embed_prompt(folder: str | Path, prompt: str) -> Tensor:
     folder = Path(folder)
     if not has_text_encoder(folder):
         raise UserError(
-            f"{folder}: no prompt branch here (text_encoder/ and tokenizer/ are missing): import the model with "
-            "--entry osediff from a base folder that has them, or leave the prompt out (PassionSR-FP's constant context)"
+            f"{folder}: no prompt branch here (text_encoder/ and tokenizer/ are missing): import "
+            "the model with --entry osediff from a base folder that has them, or leave the prompt "
+            "out (PassionSR-FP's constant context)"
         )
     try:
         from transformers import CLIPTextModel, CLIPTokenizer
