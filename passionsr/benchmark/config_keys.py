@@ -126,9 +126,7 @@ class ConfigFile(StrictModel):
     model: str = Field(json_schema_extra=reaches("reference", "calibrate", "report"))
     """Folder of a saved model, `tiny` for the random model of the tests, or `sd21-random` for
     random weights at full size."""
-    family: str = Field(
-        default=DEFAULT_FAMILY, json_schema_extra=reaches("reference", "calibrate", "report")
-    )
+    family: str = Field(default=DEFAULT_FAMILY, json_schema_extra=reaches(*JOBS))
     """Family of the model: a registered name, or `module:OBJECT` of an importable Family."""
     test: Annotated[
         Annotated[ListFile, Tag("string")]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
 from passionsr.data.images import read_uint8, to_tensor, upscale, write_uint8
 from passionsr.metrics.registry import check_metrics
+from passionsr.models.family import family_of_folder
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError, write_csv
 
@@ -110,8 +111,6 @@ def quantize_on_folder(
         UserError: one of the arguments cannot be used; nothing has been written then.
     """
     bits = parse_scheme(scheme)
-    from passionsr.models.family import family_of_folder
-
     scale = family_of_folder(model).scale
     files = sorted(calibration.glob("*.png"))
     if not files:
