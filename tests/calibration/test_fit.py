@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from passionsr.baselines.qdiffusion import QDiffusion
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit
 from passionsr.calibration.reconstruction import Minibatches, capture, find_units
 from passionsr.calibration.sub_models import in_sequence
 from passionsr.quantization.layer import QuantizedLayer
@@ -38,8 +38,7 @@ def test_steps_cycle_through_the_batches_and_are_logged():
         quadratic(parameter),
         [1.0, 3.0],
         FitConfig(lr=1e-6, steps=5),
-        log,
-        "s",
+        FitStage("s", log),
     )
     assert [r["loss"] for r in log.rows] == pytest.approx([1, 9, 1, 9, 1], rel=1e-4)
     assert [r["epoch"] for r in log.rows] == [0, 0, 1, 1, 2]
@@ -60,8 +59,7 @@ def test_weight_decay_is_decoupled():
             lambda _, p=parameter: 0.0 * p.sum(),
             [0],
             config,
-            FitLog(),
-            "s",
+            FitStage("s", FitLog()),
         )
         assert float(parameter) == pytest.approx(expected, rel=1e-6)
 
@@ -78,8 +76,7 @@ def test_the_regulariser_is_minimised_but_not_reported():
         lambda _: 0.0 * parameter.sum(),
         [0],
         FitConfig(lr=0.1, steps=3),
-        log,
-        "s",
+        FitStage("s", log),
         regulariser,
     )
     assert steps == [1, 2, 3]
@@ -96,8 +93,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
             lambda _: parameter.sum() * math.nan,
             [0],
             FitConfig(),
-            FitLog(),
-            "unet.let",
+            FitStage("unet.let", FitLog()),
         )
     assert not parameter.requires_grad
 

@@ -12,7 +12,8 @@ from passionsr.baselines.efficientdm import EfficientDM, QALoRA, merge
 from passionsr.baselines.lsq import LSQ, gradient_scales, lsq_bounds
 from passionsr.baselines.ptq4dm import PTQ4DM
 from passionsr.baselines.qdiffusion import QDiffusion, shortcut_splits
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
+from passionsr.calibration.checkpoints import NoCheckpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit, mean_loss
 from passionsr.calibration.reconstruction import (
     AdaRound,
     Minibatches,
@@ -236,7 +237,7 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     assert torch.equal(rounders[0].v >= 0, rounders[0].share() >= 0.5)
     penalty = RoundingPenalty(steps=steps)
     fit(
-        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitLog(), "t",
+        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitStage("t", FitLog()),
         lambda step: penalty([r.share() for r in rounders], step),
     )  # fmt: skip
     share = rounders[0].share()
@@ -267,14 +268,15 @@ def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypat
         made.append(Minibatches(*args))
         return made[-1]
 
-    def measured(self, sub, unit, teacher, other, data, log):
+    def measured(self, pair, data, log, checkpoints):
+        sub, unit = pair.sub, pair.unit
         with weights_only(sub):
             nearest = capture(unit.module, sub.run, data).output
-        original(self, sub, unit, teacher, other, data, log)
+        original(self, pair, data, log, checkpoints)
         stage = log.stages[-1]
         with weights_only(sub):
             learned = capture(unit.module, sub.run, data).output
-            loss = mean_loss(partial(self._unit_loss, unit, power=2.0), made[-1])
+            loss = mean_loss(partial(module._unit_loss, unit, power=2.0), made[-1])
         assert loss == pytest.approx(stage["loss_after"], rel=1e-6)
         assert stage["loss_after"] <= stage["loss_before"]
         assert torch.equal(nearest, learned) == (stage["loss_after"] == stage["loss_before"])
@@ -442,7 +444,7 @@ def test_sgd_steps_have_the_gradient_scale(tiny, tiny_batches, monkeypatch):
     monkeypatch.setattr(module, "fit", lambda groups, *rest: captured.extend(groups))
     method = LSQ(optimizer="sgd", act_lr=1.0, weight_lr=1.0)
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
-    method.calibrate(prepared, tiny_batches, "U")
+    method.calibrate(prepared, tiny_batches, "U", NoCheckpoints())
     ((sub, inputs, _),) = in_sequence(prepared, tiny_batches, "U")
     scales = gradient_scales(sub, inputs[0])
     assert [g.lr_scale for g in captured] == [scales[q] for q in sub_quantizers(sub)]
@@ -463,8 +465,7 @@ def test_sgd_with_momentum():
         lambda b: b * parameter.sum(),
         [1.0, 2.0],
         config,
-        FitLog(),
-        "t",
+        FitStage("t", FitLog()),
     )
     assert float(parameter) == pytest.approx(-0.05 * (1 + (0.9 + 2)))
 
@@ -533,7 +534,7 @@ def test_released_ptq4dm_quantizes_outputs_and_no_products(tiny, tiny_batches):
         ("passionsr.baselines.efficientdm:EfficientDM", {"qalora_base": "half"}),
         ("passionsr.baselines.efficientdm:EfficientDM", {"act_zp": "none"}),
         ("passionsr.baselines.qdiffusion:QDiffusion", {"act_init": "kl"}),
-        ("passionsr.baselines.qdiffusion:QDiffusion", {"recon_sum": "tokens"}),
+        ("passionsr.baselines.qdiffusion:QDiffusion", {"weight_init": "kl"}),
     ],
 )
 def test_unknown_values_are_refused(target, options):
