@@ -1,16 +1,17 @@
 """EfficientDM (He et al., ICLR 2024): QALoRA with scale-aware learning rates, and learned steps.
 
-W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the integers of the
-artifact are those of training. Trained together: A, B; weight scales (zero points fixed); activation scales and
-zero points. AdamW, linear decay to 0, loss the sum of squared errors against the float teacher.
-One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the data-free start from noise would
-be off-distribution, so the calibration latents are used. UNet target: x0; VAE [ours]: latent and image.
-Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers, with the one
-scale shared); zero points rounded straight-through (act_zp="real" is the released form, not integer-
-executable); every range holds zero, for exact zero padding; a long tensor is searched on its histogram; a fit stage that ends above
-its start is undone (FitConfig). exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
-does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are quantized with
-quant_attn_matmul.
+W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the
+integers of the artifact are those of training. Trained together: A, B; weight scales (zero points
+fixed); activation scales and zero points. AdamW, linear decay to 0, loss the sum of squared errors
+against the float teacher. One step: the per-timestep activation quantizers (TALSQ) degenerate to
+one; the data-free start from noise would be off-distribution, so the calibration latents are used.
+UNet target: x0; VAE [ours]: latent and image. Deviations: float base weight (paper Eq. 6;
+qalora_base="int" starts from the dequantized integers, with the one scale shared); zero points
+rounded straight-through (act_zp="real" is the released form, not integer- executable); every range
+holds zero, for exact zero padding; a long tensor is searched on its histogram; a fit stage that
+ends above its start is undone (FitConfig). exceptions="native" leaves shortcut and downsampler
+convolutions float and attention products float, and does not train the 8-bit layers; "passionsr"
+quantizes every layer. Attention products are quantized with quant_attn_matmul.
 """
 
 from __future__ import annotations
@@ -65,7 +66,8 @@ RANK, WEIGHT_LR, WEIGHT_DECAY = 32, 1e-6, 0.01
 class QALoRA(nn.Module):
     """W -> base + B A (EfficientDM Eq. 6), as a parametrization of a layer's weight.
 
-    A is (rank, Cin, kh, kw) or (rank, Cin), B is (Cout, rank). base: the float weight, or (codes - zero_point) * scale with the quantizer's own, learned scale.
+    A is (rank, Cin, kh, kw) or (rank, Cin), B is (Cout, rank). base: the float weight, or (codes -
+    zero_point) * scale with the quantizer's own, learned scale.
     """
 
     def __init__(self, layer: QuantizedLayer, rank: int, integer_base: bool):
@@ -96,12 +98,13 @@ class QALoRA(nn.Module):
 class EfficientDM:
     """Options.
 
-    qalora_base: what the low-rank update is added to, the float weight or the one after naive rounding.
+    qalora_base: what the low-rank update is added to, the float weight or the one after naive
+        rounding.
     act_zp: activation zero points are rounded (straight-through) or stay real, as released.
     exceptions: see `Exceptions`. quant_attn_matmul: quantize the attention products, too.
     steps: per sub-model. lora_lr: as a share of a layer's mean weight scale.
-    act_lr: Adam step of activation scales and zero points; with relative_lr a share of each activation scale (an
-        absolute step can exceed the whole scale of a softmax output).
+    act_lr: Adam step of activation scales and zero points; with relative_lr a share of each
+        activation scale (an absolute step can exceed the whole scale of a softmax output).
     init_images: for the activation search.
     """
 
@@ -204,7 +207,7 @@ def _squared_error(sub: SubModel, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def merge(layers: Sequence[QuantizedLayer]) -> None:
-    """Put W + B A in the place of each layer's weight, with the integers of the last training pass."""
+    """Replace each layer's weight by W + B A, with the integers of the last training pass."""
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         layer.weight.requires_grad_(False)

@@ -1,14 +1,17 @@
 """LSQ (Esser et al., ICLR 2020): learned step sizes, here for post-training quantization.
 
-The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weights stay frozen, only step sizes
-are learned, against the float sub-model's output (latent, x0, image), sub-model by sub-model (docs/methods.md#sub-models).
-Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp); activations unsigned where the first batch is
-non-negative, else signed. Steps are per output channel for weights (`per_channel=False` is the paper's one per
-tensor). Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
-canonical step clips almost all of a post-softmax map (docs/methods.md#lsq); Adam instead of the paper's SGD. The gradient scale
-g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is invariant to it. One step: a
-single t, so one quantizer per tensor sees every input there is. A fit stage that ends above its start is undone, see FitConfig.
-lsq_plus: asymmetric with a learned zero point (rounded straight-through), after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weights stay frozen, only
+step sizes are learned, against the float sub-model's output (latent, x0, image), sub-model by
+sub-model (docs/methods.md#sub-models). Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp);
+activations unsigned where the first batch is non-negative, else signed. Steps are per output
+channel for weights (`per_channel=False` is the paper's one per tensor). Deviations: the softmax
+output P starts from its maximum unless lsq_init="paper", because the canonical step clips almost
+all of a post-softmax map (docs/methods.md#lsq); Adam instead of the paper's SGD. The gradient scale
+g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is
+invariant to it. One step: a single t, so one quantizer per tensor sees every input there is. A fit
+stage that ends above its start is undone, see FitConfig.
+lsq_plus: asymmetric with a learned zero point (rounded straight-through), after LSQ+ (Bhalgat et
+    al., 2020), started from minimum and maximum.
 VAE: the same rules; its attention products stay float.
 """
 
@@ -99,9 +102,10 @@ class LSQ:
     lsq_init: how P's step starts, from its maximum ("minmax_p") or as every other ("paper").
     per_channel: one weight step per output channel; False is the paper's one per layer.
     exceptions: see `Exceptions`. epochs: passes over the calibration set per sub-model.
-    act_lr, weight_lr: learning rates of activation and weight step sizes, cosine to 0; with `relative_lr` they
-        are shares of each quantizer's mean step size.
-    optimizer: "sgd" is the paper's, with the gradient scale (its learning rates: 1e-3 at 8 bits, 1e-2 below).
+    act_lr, weight_lr: learning rates of activation and weight step sizes, cosine to 0; with
+        `relative_lr` they are shares of each quantizer's mean step size.
+    optimizer: "sgd" is the paper's, with the gradient scale (its learning rates: 1e-3 at 8 bits,
+        1e-2 below).
     """
 
     lsq_plus: bool = False
@@ -178,6 +182,7 @@ class LSQ:
             unit = float(scale.mean()) if self.relative_lr else 1.0
             groups.append(ParamGroup([scale], lr * unit))
             if self.lsq_plus:
-                # A zero point is counted in steps: its move is that of the offset scale * zero_point.
+                # A zero point is counted in steps: its move is that of the offset scale *
+                # zero_point.
                 groups.append(ParamGroup([zero_point], lr * unit / float(scale.mean())))
         return groups

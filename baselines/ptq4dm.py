@@ -1,14 +1,16 @@
 """PTQ4DM (Shang et al., CVPR 2023): ranges by search, nothing is trained.
 
-Weights per channel, activations per tensor, both symmetric as in the released script (one-sided where the tensor
-is); the range minimises mean |x_hat - x|^2.4 per batch, then EMA 0.9 over batches. Weights first, then
-activations with the weights already quantized.
-One step: the paper's contribution, drawing calibration timesteps from a normal distribution, degenerates to the
-single t = 999, and calibration inputs are the encoder's latents. VAE [ours]: the same treatment.
-Deviations: activation quantizers sit on layer inputs, so that products are integer-executable;
-act_quant_site="output" is the released convention. Attention products are float as in the released code unless
-quant_attn_matmul; exceptions="native" raises the activations of those layers, too (the text: their weights). Whether a tensor is
-one-sided is decided batch by batch (released: from the first). Batches are the calibration's, not 256 samples; a long tensor is searched on its histogram.
+Weights per channel, activations per tensor, both symmetric as in the released script (one-sided
+where the tensor is); the range minimises mean |x_hat - x|^2.4 per batch, then EMA 0.9 over batches.
+Weights first, then activations with the weights already quantized.
+One step: the paper's contribution, drawing calibration timesteps from a normal distribution,
+degenerates to the single t = 999, and calibration inputs are the encoder's latents. VAE [ours]: the
+same treatment. Deviations: activation quantizers sit on layer inputs, so that products are
+integer-executable; act_quant_site="output" is the released convention. Attention products are float
+as in the released code unless quant_attn_matmul; exceptions="native" raises the activations of
+those layers, too (the text: their weights). Whether a tensor is one-sided is decided batch by batch
+(released: from the first). Batches are the calibration's, not 256 samples; a long tensor is
+searched on its histogram.
 """
 
 from __future__ import annotations
@@ -64,13 +66,14 @@ class PTQ4DM:
         check_choices(self)
         if self.candidates < 1:
             raise UserError(
-                f"candidates is {self.candidates}: give the number of thresholds to try, 100 in PTQ4DM"
+                f"candidates is {self.candidates}: give the number of thresholds to try, "
+                "100 in PTQ4DM"
             )
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy with every layer swapped; the last output stays float where outputs are quantized."""
+        """A copy with every layer swapped; where outputs are quantized, the last stays float."""
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(

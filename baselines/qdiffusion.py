@@ -1,16 +1,17 @@
-"""Q-Diffusion (Li et al., ICCV 2023): shortcut split, AdaRound block reconstruction, learned activation steps.
+"""Q-Diffusion (Li et al., ICCV 2023): shortcut split, AdaRound by blocks, activation steps.
 
-Weights per channel, activations per tensor, asymmetric; ranges by the shrink search (act_init "ema" is
-the released --running_stat). The shortcut convolution of every up-block ResNet has two ranges, for the hidden
-state's channels and for the skip's, in weights and activations. Then unit by unit in execution order: rounding is
-learned against the float unit's output, on inputs from the network with quantized predecessors, and rounded
-hard; afterwards the activation scales of each unit (zero points fixed) on float inputs, p = 2.4.
-One step: uniform timestep sampling degenerates to t = 999; the calibration latents are the data.
-VAE [ours]: the same on random crops, no split; its attention products stay float.
-Deviations: both halves of a split weight are regularised and softened (adaround_split_reg="official": the
-first only). Errors are summed over channels for every unit; the released code sums over dim 1, which is the token
-axis of a transformer block. P has the activations' bits unless sm_bits (16 in the released SD command). Activation
-ranges are found with float activations. The 8-bit exceptions are PassionSR's (the released code has none:
+Weights per channel, activations per tensor, asymmetric; ranges by the shrink search (act_init "ema"
+is the released --running_stat). The shortcut convolution of every up-block ResNet has two ranges,
+for the hidden state's channels and for the skip's, in weights and activations. Then unit by unit in
+execution order: rounding is learned against the float unit's output, on inputs from the network
+with quantized predecessors, and rounded hard; afterwards the activation scales of each unit (zero
+points fixed) on float inputs, p = 2.4. One step: uniform timestep sampling degenerates to t = 999;
+the calibration latents are the data. VAE [ours]: the same on random crops, no split; its attention
+products stay float. Deviations: both halves of a split weight are regularised and softened
+(adaround_split_reg="official": the first only). Errors are summed over channels for every unit; the
+released code sums over dim 1, which is the token axis of a transformer block. P has the
+activations' bits unless sm_bits (16 in the released SD command). Activation ranges are found with
+float activations. The 8-bit exceptions are PassionSR's (the released code has none:
 exceptions="native"). A long tensor is searched on its histogram. Learning rates follow the budget
 (docs/methods.md#q-diffusion). A unit whose rounding or steps end above their start goes back.
 """
@@ -67,7 +68,7 @@ PENALTY = 0.01  # weight of the rounding penalty, lambda
 
 
 def shortcut_splits(unet: nn.Module) -> dict[str, int]:
-    """Layer name -> channels of the hidden state, for each shortcut convolution of the up blocks."""
+    """Shortcut convolution of an up block, by name -> channels of the hidden state."""
     channels = unet.mid_block.resnets[-1].conv2.weight.shape[0]
     splits = {}
     for i, block in enumerate(unet.up_blocks):
@@ -78,7 +79,7 @@ def shortcut_splits(unet: nn.Module) -> dict[str, int]:
 
 
 def _float_twin(model: OneStepSR) -> OneStepSR:
-    """A copy whose layers share their weights with `model` for as long as that rounds none of its own."""
+    """A copy whose layers share the weights of `model` until it rounds its own."""
     memo = {
         id(p): nn.Parameter(p.detach(), requires_grad=False)
         for part in quantized_modules(model)
@@ -107,16 +108,18 @@ class _Pair:
 class QDiffusion:
     """Options.
 
-    weight_init, act_init: ranges by the shrink search ("mse") or from the extremes ("max"); for activations also
-        an EMA of the extremes over all batches ("ema", as released for SD).
-    sm_bits: bits of P, None for the activations' (16 as released for SD). exceptions: see `Exceptions`.
-    adaround_split_reg: which halves of a split weight are regularised, "official" is the first only.
-    weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps need the larger rate for
-        the rounding to harden.
-    relative_lr: act_lr is a share of each scale; the released absolute step is larger than the whole scale of a
-        softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16.
-    batch: images per step. recon_images: images kept per unit. vae_crop: side in latent pixels of the random crops
-        that the VAE's units are trained on, None for whole images. init_images: for the activation search.
+    weight_init, act_init: ranges by the shrink search ("mse") or from the extremes ("max"); for
+        activations also an EMA of the extremes over all batches ("ema", as released for SD).
+    sm_bits: bits of P, None for the activations' (16 as released for SD). exceptions: see
+        `Exceptions`.
+    adaround_split_reg: which halves of a split weight are regularised, "official" is the first
+    only. weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps
+        need the larger rate for the rounding to harden.
+    relative_lr: act_lr is a share of each scale; the released absolute step is larger than the
+        whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16.
+    batch: images per step. recon_images: images kept per unit. vae_crop: side in latent pixels of
+        the random crops that the VAE's units are trained on, None for whole images. init_images:
+        for the activation search.
     """
 
     weight_init: Literal["mse", "max"] = "mse"
@@ -236,7 +239,7 @@ class QDiffusion:
     def _round(
         self, pair: _Pair, data: Sequence[Tensor], log: FitLog, checkpoints: Checkpoints
     ) -> None:
-        """AdaRound on one unit: inputs behind quantized predecessors, targets from the float network."""
+        """AdaRound on one unit: inputs behind quantized predecessors, targets of the float one."""
         if not self.weight_steps:
             return
         sub, unit = pair.sub, pair.unit
@@ -255,7 +258,8 @@ class QDiffusion:
                 [ParamGroup([r.v for r in rounders])],
                 loss,
                 batches,
-                # Soft weights start as the float ones: their loss can only rise until they are hard.
+                # Soft weights start as the float ones: their loss can only rise until they are
+                # hard.
                 FitConfig(lr=self.weight_lr, steps=self.weight_steps, undo_worse=False),
                 FitStage.of(sub, f"round.{unit.name}", log, checkpoints),
                 lambda step: penalty(self._shares(layers, rounders), step),

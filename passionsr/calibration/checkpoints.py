@@ -1,13 +1,13 @@
-"""Calibration that survives a kill: each finished part's result is kept on disk until the run is done.
+"""Calibration that survives a kill: the result of each finished part is kept until the run is done.
 
-A part is a fit stage or a range pass. A method hands its `Checkpoints` to every part; `NoCheckpoints` keeps
-nothing. A restarted calibration runs the same parts in the same order. Those that an earlier attempt finished get
-their tensors, their log rows and the random state from disk instead of doing their work again, so the final
-artifact has the bytes of an undisturbed run.
+A part is a fit stage or a range pass. A method hands its `Checkpoints` to every part;
+`NoCheckpoints` keeps nothing. A restarted calibration runs the same parts in the same order. Those
+that an earlier attempt finished get their tensors, their log rows and the random state from disk
+instead of doing their work again, so the final artifact has the bytes of an undisturbed run.
 
-There is one safetensors file per part, written atomically. It is used only if everything that the result depends
-on is the same: the key (sources, configuration, weights, calibration data, machine), the part's name and the
-tensors and random state that it starts from.
+There is one safetensors file per part, written atomically. It is used only if everything that the
+result depends on is the same: the key (sources, configuration, weights, calibration data, machine),
+the part's name and the tensors and random state that it starts from.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ class Checkpoints(Protocol):
     def run(self, part: str, tensors: Sequence[Tensor], work: Callable[[], Any]) -> Any:
         """Do `work`, or restore its result where an earlier attempt finished it.
 
-        part: its name, such as "unet.let". tensors: everything lasting that `work` changes, in place; besides
-        these it may only draw random numbers. work: returns JSON values, which are kept and returned, too.
+        part: its name, such as "unet.let". tensors: everything lasting that `work` changes, in
+        place; besides these it may only draw random numbers. work: returns JSON values, which are
+        kept and returned, too.
         """
         ...
 
@@ -51,9 +52,10 @@ class NoCheckpoints:
 
 
 class SavedCheckpoints:
-    """Keeps the parts of one calibration in a folder, and uses those that an earlier attempt left there.
+    """Keeps a calibration's parts in a folder, and uses those that an earlier attempt left there.
 
-    folder: stays, whatever happens; `forget` it once the artifact is safe. key: see `calibration_key`.
+    folder: stays, whatever happens; `forget` it once the artifact is safe. key: see
+        `calibration_key`.
     """
 
     def __init__(self, folder: Path, key: str):
@@ -81,7 +83,7 @@ class SavedCheckpoints:
         return digest.hexdigest()
 
     def _restore(self, start: str, tensors: Sequence[Tensor]) -> Any:
-        """Put a finished part's result into `tensors`; returns its notes, or None if no file fits."""
+        """Put a finished part's result into `tensors`; its notes, or None if no file fits."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -143,9 +145,9 @@ def calibration_key(
 ) -> str:
     """Digest of all that a calibration depends on.
 
-    run_digest: of the configuration. code: of the sources (`code_digest`). model: the float model. tensors: the
-    calibration data. Torch's and numba's versions and the kind of CPU are included, because another one may
-    choose other kernels.
+    run_digest: of the configuration. code: of the sources (`code_digest`). model: the float model.
+    tensors: the calibration data. Torch's and numba's versions and the kind of CPU are included,
+    because another one may choose other kernels.
     """
     digest = hashlib.sha256(f"{run_digest} {code}".encode())
     # The CPU's capabilities and the threads decide in which order numbers are summed.

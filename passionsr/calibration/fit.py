@@ -32,14 +32,14 @@ def every_step(step: int, batches: int) -> bool:
 class FitConfig:
     """How a fit stage trains.
 
-    lr: learning rate, multiplied by each group's own factor. epochs: passes over the batches; steps: their number
-        instead, where given.
-    schedule: of the learning rate: "constant"; "cosine" or "linear" to 0 over the fit stage; "halves": times
-        `decay` in the second half of the epochs.
+    lr: learning rate, multiplied by each group's own factor. epochs: passes over the batches;
+        steps: their number instead, where given.
+    schedule: of the learning rate: "constant"; "cosine" or "linear" to 0 over the fit stage;
+        "halves": times `decay` in the second half of the epochs.
     optimizer: Adam (AdamW with `weight_decay`), or SGD with momentum 0.9.
     clears_gradients: (step, number of batches) -> whether gradients are cleared before this step.
-    undo_worse [ours]: parameters go back to where they started if the loss ends higher, so that a learning rate
-        that is too large for a range costs nothing.
+    undo_worse [ours]: parameters go back to where they started if the loss ends higher, so that a
+        learning rate that is too large for a range costs nothing.
     """
 
     lr: float = 1.0
@@ -71,9 +71,9 @@ class FitConfig:
 class FitLog:
     """What the fit stages of a calibration report.
 
-    rows: one per step: stage, epoch, step and the loss of its batch. stages: one per fit stage: its mean loss over
-    a few batches before and after, whether it was undone, steps, parameters, seconds, and the largest memory of
-    the process so far (MiB).
+    rows: one per step: stage, epoch, step and the loss of its batch. stages: one per fit stage: its
+    mean loss over a few batches before and after, whether it was undone, steps, parameters,
+    seconds, and the largest memory of the process so far (MiB).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -148,10 +148,11 @@ def train(
 ) -> None:
     """Minimise `loss_fn` over `groups`; every other tensor keeps its bits.
 
-    The parameters require a gradient only inside this call. Batches come in the given order, over and over (they
-    were shuffled once, with the run's seed).
+    The parameters require a gradient only inside this call. Batches come in the given order, over
+    and over (they were shuffled once, with the run's seed).
 
-    Args: regulariser: of the step (from 1), added to the loss that is minimised, but not to what is logged.
+    Args: regulariser: of the step (from 1), added to the loss that is minimised, but not to what is
+        logged.
     Raises FloatingPointError, naming fit stage and step, if the loss is not finite.
     """
     params = [p for group in groups for p in group.params]

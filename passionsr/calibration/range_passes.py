@@ -27,12 +27,14 @@ from passionsr.quantization.quantizer import Finder, Quantizer, observing
 class RangeRule:
     """How ranges are made from weights and calibration inputs.
 
-    mode, momentum: how the ranges of batches are combined, see `RangeObserver`; "first" runs one batch only.
+    mode, momentum: how the ranges of batches are combined, see `RangeObserver`; "first" runs one
+        batch only.
     include_zero: widen each range until it holds 0, for exact zero padding.
-    find, find_weight: (quantizer, tensor) -> range of an activation batch, and of a weight; by default their
-        minimum and maximum.
+    find, find_weight: (quantizer, tensor) -> range of an activation batch, and of a weight; by
+        default their minimum and maximum.
     weights: False leaves the weight ranges as they are.
-    quantized_weights: run the pass with quantized weights instead of float ones (activations are float either way).
+    quantized_weights: run the pass with quantized weights instead of float ones (activations are
+        float either way).
     """
 
     mode: RangeMode = "ema"
@@ -89,7 +91,8 @@ def init_let(
 ) -> None:
     """Set LET's scales by one float pass over `inputs`, as an EMA (0.9) over batches.
 
-    mode: see `init_scale`. continued: the average goes on from the present scales instead of starting anew.
+    mode: see `init_scale`. continued: the average goes on from the present scales instead of
+        starting anew.
     """
     parts = [p for p in parts_of(sub) if p.config.let]
     for part in parts:

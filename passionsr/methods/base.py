@@ -35,8 +35,9 @@ from passionsr.utils.files import UserError
 class Method(Protocol):
     """A quantization method: one file, one entry of config/methods.yaml.
 
-    A method is a frozen dataclass whose fields are its options. It does two things: `prepare` swaps layers,
-    `calibrate` sets and trains what the swapped layers hold. `quantize_model` calls them in turn.
+    A method is a frozen dataclass whose fields are its options. It does two things: `prepare` swaps
+    layers, `calibrate` sets and trains what the swapped layers hold. `quantize_model` calls them in
+    turn.
     """
 
     def prepare(
@@ -57,14 +58,14 @@ class Method(Protocol):
     ) -> FitLog:
         """Set ranges and train, in place, what `prepare` returned.
 
-        checkpoints: is handed to every range pass (`init_ranges`) and fit stage (`FitStage.of`), so that a
-        restarted calibration does not repeat those that were finished.
+        checkpoints: is handed to every range pass (`init_ranges`) and fit stage (`FitStage.of`), so
+        that a restarted calibration does not repeat those that were finished.
         """
         ...
 
 
 def option(default: Any, text: str, **official: Any) -> Any:
-    """A field of a method's dataclass: its default, what it does, and `official=` the released value."""
+    """A field of a method's dataclass: default, what it does, `official=` the released value."""
     return dataclasses.field(default=default, metadata={"help": text, **official})
 
 
@@ -138,12 +139,17 @@ def quantized_copy(
 ) -> tuple[OneStepSR, list[SwapRow]]:
     """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
 
-    A low_memory model is given up by its caller and swapped in place: no second copy of the weights.
+    A low_memory model is given up by its caller and swapped in place: no second copy of the
+    weights.
 
     Args:
-        configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer float. The bits
-            are the scheme's, and at least 8 where `eight_bit` matches.
+        model: the float model.
+        scheme: weight and activation bits.
+        scope: which parts of the model.
+        configure: (name, layer, weight bits, activation bits) -> config, None to leave a layer
+            float. The bits are the scheme's, and at least 8 where `eight_bit` matches.
         attention: (name, attention) -> config; None leaves the products float.
+        eight_bit: patterns of the names of layers that have at least 8 bits.
     Returns: the copy, and one row per module of the scope.
     """
     copy = (model if model.low_memory else deepcopy(model)).eval().requires_grad_(False)
@@ -175,7 +181,8 @@ def quantize_model(
 ) -> tuple[OneStepSR, FitLog, list[SwapRow]]:
     """Prepare, calibrate and freeze; the same for every method.
 
-    seed: of all random numbers drawn. checkpoints: of a calibration that may be restarted; None keeps nothing.
+    seed: of all random numbers drawn. checkpoints: of a calibration that may be restarted; None
+        keeps nothing.
     Returns: the frozen model, what its fit stages reported, one row per module of the scope.
     """
     with torch.random.fork_rng(devices=[]):

@@ -1,17 +1,21 @@
-"""PassionSR (CVPR 2025): learned bounds, an equivalent transformation, and separate training of the two.
+"""PassionSR (CVPR 2025): learned bounds and an equivalent transformation, trained separately.
 
-LBQ: learned bounds of weights, activations and biases (Eq. 3). LET: learnable equivalent transformation of layers
-(Eq. 5) and attention. DQC: LET and LBQ are trained in separate fit stages, ranges are estimated anew in between
-(Sec. 3.4.1), and sub-models follow each other. docs/methods.md#passionsr has the equations and all defaults.
+LBQ: learned bounds of weights, activations and biases (Eq. 3). LET: learnable equivalent
+transformation of layers (Eq. 5) and attention. DQC: LET and LBQ are trained in separate fit stages,
+ranges are estimated anew in between (Sec. 3.4.1), and sub-models follow each other.
+docs/methods.md#passionsr has the equations and all defaults.
 
-One step: the setting is the paper's own. t = 999 is constant, so ranges and LET serve one distribution.
-VAE: encoder and decoder are sub-models of the same sequence, without split; their attention products stay float.
+One step: the setting is the paper's own. t = 999 is constant, so ranges and LET serve one
+distribution.
+VAE: encoder and decoder are sub-models of the same sequence, without split; their attention
+    products stay float.
 
 Defaults are the paper's forms; `official` switches to the released code's, see `released`.
-Deviations [ours]: s is learned as log s, so that it stays positive. `lbq_lr` is relative to each range by default
-(`lr_unit`). s_j of self-attention is used only where `let_latent_size` fixes the number of tokens. Scales and ranges
-are set sub-model by sub-model, in one pass each, with quantizers off, so those of P and s_j come from float q and k;
-every training pass has q and k quantized. The border term of o stays float. `undo_worse` undoes a fit stage.
+Deviations [ours]: s is learned as log s, so that it stays positive. `lbq_lr` is relative to each
+range by default (`lr_unit`). s_j of self-attention is used only where `let_latent_size` fixes the
+number of tokens. Scales and ranges are set sub-model by sub-model, in one pass each, with
+quantizers off, so those of P and s_j come from float q and k; every training pass has q and k
+quantized. The border term of o stays float. `undo_worse` undoes a fit stage.
 """
 
 from __future__ import annotations
@@ -51,27 +55,27 @@ UNET_DECAY = {
 class PassionSR:
     """PassionSR and its ablations (let=False, lbq=False or dqc=False), as options.
 
-    Each field says what it does in its metadata ("help"); those of released behaviour have its value, too
-    ("official").
+    Each field says what it does in its metadata ("help"); those of released behaviour have its
+    value, too ("official").
     """
 
     let: bool = option(True, "learnable equivalent transformation; else s = 1 and o = 0")
     lbq: bool = option(True, "train the bounds; else they are the extremes, estimated after LET")
     dqc: bool = option(True, "LET and LBQ in separate fit stages; else in one of twice the epochs")
-    let_scale_init: ScaleInit = option(
+    let_scale_init: ScaleInit = option(  # noqa: RUF009 (a field)
         "ratio", "initial s: (max|x| / max|W|)^0.3, or SmoothQuant's formula, which the paper names"
     )
     let_latent_size: int | None = option(
         None,
-        "side of the latents that s_j of self-attention is made for; None keeps s_j = 1 and serves any size",
+        "side of the latents that s_j of self-attention is made for; None keeps s_j = 1 (any size)",
     )
     epochs: int = option(2, "passes over the calibration set per fit stage")
     let_lr: float = option(1e-5, "Adam's step of log s and o, in lr_unit")
     lbq_lr: float = option(1e-4, "Adam's step of a bound, in lr_unit")
-    lr_unit: LrUnit = option(
+    lr_unit: LrUnit = option(  # noqa: RUF009 (a field)
         "width",
-        "width: lbq_lr is a share of each range's width, let_lr is absolute; level: both count quantization "
-        "levels, which are as many moves at any bit width; absolute: both as they are",
+        "width: lbq_lr is a share of each range's width, let_lr is absolute; level: both count "
+        "quantization levels, so one step moves as many at any bit width; absolute: both as given",
     )
     undo_worse: bool = option(True, "undo a fit stage that ends above its start", official=False)
     official: bool = option(
@@ -80,7 +84,7 @@ class PassionSR:
     )
     lbq_form: Literal["real_offset", "int_zp", "int_zp_stale"] = option(
         "real_offset",
-        "grid: counted from a real lower bound (Eq. 3), from an integer zero point, or from that of the "
+        "grid: counted from a real lower bound (Eq. 3), an integer zero point, or that of the "
         "previous forward pass",
         official="int_zp_stale",
     )
@@ -105,8 +109,8 @@ class PassionSR:
     )
     lbq_reinit_after_let: bool | Literal["sample"] = option(
         True,
-        "estimate ranges anew between LET and LBQ; False: the UNet + VAE script; sample: the UNet script, "
-        "whose ranges are each LET step's own extremes, in the end the last one's",
+        "estimate ranges anew between LET and LBQ; False: the UNet + VAE script; sample: the UNet "
+        "script, whose ranges are each LET step's own extremes, in the end the last one's",
         official=False,
     )
     zero_grad: Literal["step", "epoch"] = option(
@@ -137,12 +141,12 @@ class PassionSR:
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy with layers and attentions swapped; inputs and weights are split in the UNet only."""
+        """A copy with layers and attentions swapped; only the UNet's layers are split."""
         stale = self.lbq_form == "int_zp_stale"
         if stale and model.low_memory:
             raise UserError(
-                "lbq_form int_zp_stale remembers its last forward pass, which a low_memory model runs twice: "
-                "set low_memory: false"
+                "lbq_form int_zp_stale remembers its last forward pass, which a low_memory model "
+                "runs twice: set low_memory: false"
             )
         form = Form.INT_ZP if stale else Form(self.lbq_form)
         parts = self._parts()
@@ -183,7 +187,7 @@ class PassionSR:
         return STANDARD if found == released.ReleasedParts() else found
 
     def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
-        """Key tokens per attention: the context's length, or those of one pass at let_latent_size."""
+        """Key tokens per attention: the context's, or those of a pass at let_latent_size."""
         attentions = match_attention(model)
         tokens = {n: model.context.shape[1] for n, m in attentions if m.is_cross_attention}
         if self.let_latent_size is None:
@@ -261,7 +265,7 @@ class PassionSR:
             self._init_ranges(sub, inputs, checkpoints)
 
     def _loss(self, model: OneStepSR, sub: SubModel, stage: str) -> released.Loss:
-        """Loss of one (input, batch) in a fit stage: MSE between the quantized sub-model and its target."""
+        """Loss of an (input, batch) in a fit stage: the quantized sub-model's MSE to its target."""
         if sub.name == "encoder" and self.encoder_noise == "independent":
             return released.noisy_latent_loss(model)
         if sub.name == "unet" and "let" in stage and self.unet_let_loss == "eps":
@@ -273,7 +277,8 @@ class PassionSR:
     def _fit_stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
         """(name, parameters, epochs, estimate ranges anew afterwards) per fit stage of a sub-model.
 
-        A generator: relative learning rates follow the ranges as they are when their fit stage begins.
+        A generator: relative learning rates follow the ranges as they are when their fit stage
+        begins.
         """
         if self.let and self.lbq and self.dqc:
             yield "let", let_groups(sub, self.let_lr, self.lr_unit), self.epochs, True
@@ -294,7 +299,7 @@ def official_values() -> dict[str, Any]:
 
 
 def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
-    """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: PassionSR.lr_unit."""
+    """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: see `lr_unit`."""
     groups = []
     for part in parts_of(sub):
         levels = 2**part.config.act_bits - 1 if unit == "level" else 1
@@ -309,7 +314,7 @@ def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGr
 
 
 def lbq_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
-    """LBQ's parameters: both bounds of every quantizer; unit: PassionSR.lr_unit, of the mean width."""
+    """LBQ's parameters: both bounds of every quantizer; unit: see `lr_unit`, of the mean width."""
 
     def size(quantizer: Quantizer) -> float:
         if unit == "absolute":

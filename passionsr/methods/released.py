@@ -1,8 +1,9 @@
-"""What the code that PassionSR's authors released does differently from their paper, and nothing else.
+"""What PassionSR's released code does differently from the paper, and nothing else.
 
-Each piece is one option of `PassionSR` at its official value, plugged into a seam of the core: `Parts` of layers and
-attentions, `FitConfig.clears_gradients`, the loss of a fit stage, the range passes around it. What each difference is
-and what goes wrong is explained in docs/methods.md#released-differences.
+Each piece is one option of `PassionSR` at its official value, plugged into a seam of the core:
+`Parts` of layers and attentions, `FitConfig.clears_gradients`, the loss of a fit stage, the range
+passes around it. What each difference is and what goes wrong is explained in
+docs/methods.md#released-differences.
 """
 
 from __future__ import annotations
@@ -30,7 +31,8 @@ from passionsr.utils.files import UserError
 Item = tuple[Tensor, CalibrationBatch]
 Loss = Callable[[Item], Tensor]
 
-# -- the zero point of the previous forward pass ----------------------------------------------------
+# -- the zero point of the previous forward pass
+# ----------------------------------------------------
 
 
 def _straight_through(x: Tensor) -> Tensor:
@@ -114,8 +116,9 @@ class ReleasedQuantizer(Quantizer):
     """A quantizer of the form INT_ZP as released.
 
     Args:
-        spec, channels: as `Quantizer`. stale: until the scale is folded into the bounds, each forward pass uses the zero
-            point of the scale before, and its gradient treats that as constant.
+        spec, channels: as `Quantizer`. stale: until the scale is folded into the bounds, each
+            forward pass uses the zero point of the scale before, and its gradient treats that as
+            constant.
         half_of_axis: the first of two ranges has half of whatever the split axis holds.
     """
 
@@ -125,7 +128,8 @@ class ReleasedQuantizer(Quantizer):
         super().__init__(spec, channels)
         self.half_of_axis = half_of_axis
         self.stale = stale
-        # NaN: there was no forward pass under these bounds. No state_dict, hence no artifact, holds it.
+        # NaN: there was no forward pass under these bounds. No state_dict, hence no artifact, holds
+        # it.
         previous = torch.full_like(self.lower.detach(), torch.nan)
         self.previous_scale: Tensor
         self.register_buffer("previous_scale", previous if stale else None, persistent=False)
@@ -168,7 +172,8 @@ class ReleasedQuantizer(Quantizer):
         return size // 2 if self.half_of_axis else super()._first(size)
 
 
-# -- layers -----------------------------------------------------------------------------------------
+# -- layers
+# -----------------------------------------------------------------------------------------
 
 
 class ReleasedTransform(ChannelTransform):
@@ -232,11 +237,12 @@ class ReleasedParts(Parts):
         return (bias, shift) if self.float_shift else super().split_bias(bias, shift)
 
 
-# -- training ---------------------------------------------------------------------------------------
+# -- training
+# ---------------------------------------------------------------------------------------
 
 
 def once_per_epoch(step: int, batches: int) -> bool:
-    """For `FitConfig.clears_gradients`: the k-th step of an epoch follows the sum of k gradients."""
+    """For `FitConfig.clears_gradients`: an epoch's k-th step follows the sum of k gradients."""
     return step % batches == 0
 
 
@@ -264,7 +270,7 @@ def eps_loss(model: OneStepSR) -> Loss:
 
 
 def ground_truth_loss(sub: SubModel) -> Loss:
-    """The decoder's: MSE to the ground truth (the paper's is to the float decoder, PassionSR Eq. 8).
+    """The decoder's: MSE to the ground truth (PassionSR Eq. 8: to the float decoder's output).
 
     UserError, when it is used, if the calibration batches have none.
     """
@@ -287,13 +293,14 @@ def with_own_ranges(sub: SubModel, loss: Loss) -> Loss:
     return own
 
 
-# -- ranges -----------------------------------------------------------------------------------------
+# -- ranges
+# -----------------------------------------------------------------------------------------
 
 
 def init_let_and_ranges(
     sub: SubModel, inputs: Sequence[Tensor], mode: ScaleInit, checkpoints: Checkpoints
 ) -> None:
-    """Ranges under the scales of the first batch; the scales then go on to the EMA of all batches."""
+    """Ranges under the scales of the first batch; the scales go on to the EMA of all batches."""
     init_let(sub, inputs[:1], mode)
     init_first_ranges(sub, inputs, checkpoints)
     init_let(sub, inputs[1:], mode, continued=True)

@@ -26,7 +26,8 @@ class AttentionConfig:
 
     p_bits: bits of P where they differ from act_bits (Q-Diffusion's `sm_abit`).
     let: with the equivalent transformation; head_dim: size of its s_qk.
-    let_tokens: number of key tokens that s_j is made for, which locks the model to it; None leaves s_j = 1.
+    let_tokens: number of key tokens that s_j is made for, which locks the model to it; None leaves
+        s_j = 1.
     parts: what the quantizers are made by, see `Parts`.
     """
 
@@ -46,7 +47,8 @@ KEPT_MAPS = 1 << 24
 class QuantizedAttention(nn.Module):
     """A diffusers attention processor that quantizes q, k, P = softmax(q k^T) and v, per tensor.
 
-    With LET: q s_qk, k / s_qk (one s per head channel, shared by the heads) and P_ij s_j, v_j / s_j.
+    With LET: q s_qk, k / s_qk (one s per head channel, shared by the heads) and P_ij s_j, v_j /
+    s_j.
     """
 
     def __init__(self, config: AttentionConfig):
@@ -117,8 +119,8 @@ class QuantizedAttention(nn.Module):
     def _weighted(self, p: Tensor, s: Tensor | None, v: Tensor) -> Tensor:
         """Q(P s) v for a whole P.
 
-        A large Q(P) is made again in the backward pass, in less time than it takes to make P; Q(P s) is kept with P
-        where P s is not.
+        A large Q(P) is made again in the backward pass, in less time than it takes to make P; Q(P
+        s) is kept with P where P s is not.
         """
         keeps = s is not None and self.p.is_stateless
         observes = self.p.phase is Phase.OBSERVING
@@ -132,8 +134,8 @@ class QuantizedAttention(nn.Module):
     def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time.
 
-        P never exists as a whole, as in fused attention kernels, which cannot quantize it. The backward pass
-        makes each piece again.
+        P never exists as a whole, as in fused attention kernels, which cannot quantize it. The
+        backward pass makes each piece again.
         """
         s = self._scale_pv(k.shape[2])
         v = self.v(v if s is None else v / s[:, None])

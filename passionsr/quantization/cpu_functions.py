@@ -39,8 +39,10 @@ def _constants(dtype: torch.dtype, levels: int, form: Form) -> np.ndarray:
 class _Layout:
     """How a tensor's values lie under their bounds.
 
-    shape: (outer, rows, columns), a row of bounds for each of `rows`; with two groups the second begins at column `cut`.
-    period: not 0 where two groups alternate in runs too short for a loop of their own: the length after which they repeat.
+    shape: (outer, rows, columns), a row of bounds for each of `rows`; with two groups the second
+        begins at column `cut`.
+    period: not 0 where two groups alternate in runs too short for a loop of their own: the length
+        after which they repeat.
     """
 
     shape: tuple[int, int, int]
@@ -191,8 +193,8 @@ def fake_quantize_rows(
 ) -> Tensor:
     """`fake_quantize` of a CPU tensor seen as (outer, rows, columns).
 
-    lower, upper: (rows, groups) or (groups,) for one row, of x's type; two groups meet at column `cut`. One of outer
-    and rows is 1, for what lies between them would not be in memory's order.
+    lower, upper: (rows, groups) or (groups,) for one row, of x's type; two groups meet at column
+    `cut`. One of outer and rows is 1, for what lies between them would not be in memory's order.
     """
     if 1 not in shape[:2]:
         raise ValueError(f"a range per row and leading dimensions do not go together: {shape}")

@@ -1,9 +1,10 @@
 """Numba loops that fake-quantize on a CPU in one pass over memory; `cpu_functions` calls them.
 
-They do to each value what `functional` does by a chain of torch operations. The chain is the definition, and
-serves every other device and type. Finite values and gradients of x are equal to the chain's to the bit
-(tests/quantization/test_cpu_kernels.py); sums for bound gradients are taken in blocks, then in double precision. The loops
-run on one core, as the benchmark's jobs do (`threads: 1`). Importing this module imports numba.
+They do to each value what `functional` does by a chain of torch operations. The chain is the
+definition, and serves every other device and type. Finite values and gradients of x are equal to
+the chain's to the bit (tests/quantization/test_cpu_kernels.py); sums for bound gradients are taken
+in blocks, then in double precision. The loops run on one core, as the benchmark's jobs do
+(`threads: 1`). Importing this module imports numba.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def _round_half_away(t, half):
 
 @njit(inline="always", error_model="numpy")
 def _grid(lower, upper, levels, half, min_width, kind):
-    """(scale, shift): what x is divided by, and the code offset, or the lower bound in the form REAL_OFFSET."""
+    """(scale, shift): what x is divided by, and the code offset (REAL_OFFSET: the lower bound)."""
     width = upper - lower
     scale = (min_width if width < min_width else width) / levels
     if kind == REAL_OFFSET:
@@ -83,7 +84,7 @@ def _sides(x, grad, lower, upper, scale, shift, levels, zero, half, slack, kind)
 
 @njit(inline="always", error_model="numpy")
 def _spread(lower, upper, cut, columns, period, levels, half, min_width, kind):
-    """(lower, upper, scale, shift, group) of two groups that alternate, for every position of the period."""
+    """(lower, upper, scale, shift, group) of alternating groups, at each position of a period."""
     spread = np.empty((5, period), lower.dtype)
     for g in range(2):
         low, high = lower[0, g], upper[0, g]
@@ -110,8 +111,9 @@ def _compiled(
     *variant: Any,
     **options: Any,
 ) -> Callable[..., Any]:
-    """Machine code of `function`, from numba's cache on disk where there is one that can be read and written to."""
-    # Names the cache's file: numba numbers the variants of one name, and two processes could give one number to two of them.
+    """Machine code of `function`, from numba's cache on disk where that can be used."""
+    # Names the cache's file: numba numbers the variants of one name, and two processes could give
+    # one number to two of them.
     function.__qualname__ = "_".join(map(str, (function.__name__, *variant, _TYPES[dtype])))
     options |= {"nogil": True, "error_model": "numpy"}
     signature = arguments(_TYPES[dtype])
@@ -123,7 +125,11 @@ def _compiled(
 
 @functools.cache
 def forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """Fills `out`. x, out: (outer, rows, columns); lower, upper: (rows, groups), the second group from column `cut` on."""
+    """A loop that fills `out`.
+
+    x, out: (outer, rows, columns). lower, upper: (rows, groups); the second group begins at column
+        `cut`.
+    """
 
     def forward(x, out, lower, upper, cut, constants):
         zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
@@ -134,7 +140,8 @@ def forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
                 scale, shift = _grid(low, upper[r, g], levels, half, min_width, kind)
                 first, end = (0, cut) if g == 0 else (cut, columns)
                 for o in range(outer):
-                    # Slices, whose indices the compiler sees to be in range: it makes vectors of this loop only then.
+                    # Slices, whose indices the compiler sees to be in range: it makes vectors of
+                    # this loop only then.
                     values, made = x[o, r, first:end], out[o, r, first:end]
                     for i in range(len(values)):
                         made[i] = _value(values[i], low, scale, shift, levels, zero, half, kind)
@@ -147,7 +154,10 @@ def forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 
 @functools.cache
 def interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """`forward_of` one row where two ranges alternate along x (many, period), every `columns` values."""
+    """`forward_of` where two ranges alternate along x (many, period), every `columns` values.
+
+    lower, upper: (1, 2).
+    """
 
     def forward(x, out, lower, upper, cut, columns, constants):
         zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
@@ -167,7 +177,10 @@ def interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]
 
 @functools.cache
 def backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
-    """Fills `grad_x`; where the bounds learn, adds to sums (3, rows, groups): see `_bound_gradients`."""
+    """A loop that fills `grad_x` and, where the bounds learn, adds to sums (3, rows, groups).
+
+    The sums are those of `bound_gradients_of`.
+    """
 
     def backward(x, out, grad, grad_x, lower, upper, cut, constants, sums):
         zero, half, levels, min_width, slack = (
@@ -284,10 +297,11 @@ def scaled_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 def scaled_backward_of(
     dtype: torch.dtype, kind: int, learns: bool, factors_learn: bool
 ) -> Callable[..., None]:
-    """`backward_of` for what `scaled_forward_of` takes; products: what the factors' gradients are the sums of.
+    """`backward_of` for what `scaled_forward_of` takes.
 
-    A block of x times the factors is made in the cache, and the loop over it is `backward_of`'s, so that its sums
-    have the same order.
+    products: filled with the terms of the factors' gradients, where they learn. A block of x times
+    the factors is made in the cache, and the loop over it is `backward_of`'s, so that its sums have
+    the same order.
     """
 
     def backward(x, out, grad, grad_x, products, factors, period, lower, upper, constants, sums):
@@ -341,7 +355,8 @@ def scaled_backward_of(
 def bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
     """Fills the gradients of the bounds; `functional` has the formulas.
 
-    sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is clipped above, and below.
+    sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is
+    clipped above, and below.
     """
 
     def gradients(lower, upper, constants, sums, grad_lower, grad_upper):

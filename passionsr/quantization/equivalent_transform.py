@@ -21,7 +21,8 @@ def init_scale(
     """Initial scale of each channel from the maxima of absolute values, which are floored at 1e-5.
 
     mode: "ratio" is (amax_x / amax_w)^alpha, PassionSR's code. "smoothquant" is amax_x^alpha /
-    amax_w^(1 - alpha) (Xiao et al., ICML 2023, Eq. 4), which PassionSR's paper names; they agree at alpha = 0.5.
+    amax_w^(1 - alpha) (Xiao et al., ICML 2023, Eq. 4), which PassionSR's paper names; they agree at
+    alpha = 0.5.
     """
     amax_x, amax_w = amax_x.clamp_min(1e-5), amax_w.clamp_min(1e-5)
     if mode == "smoothquant":
@@ -30,7 +31,7 @@ def init_scale(
 
 
 class LearnedScale(nn.Module):
-    """A positive scale s, learnt as log s so that it cannot change sign, set by EMA over batches."""
+    """A positive scale s, learned as log s so that it stays positive, set by EMA over batches."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -80,7 +81,7 @@ class _Normalise(torch.autograd.Function):
 
 
 class ChannelTransform(LearnedScale):
-    """x -> (x - o) / s and W -> W s per input channel; the layer adds f(o, W), which makes it exact.
+    """x -> (x - o) / s and W -> W s per input channel; adding f(o, W) makes it exact.
 
     Args: channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
     """
@@ -101,7 +102,7 @@ class ChannelTransform(LearnedScale):
         self.update(init_scale(self.input_maxima(x), amax_w, mode))
 
     def input_maxima(self, x: Tensor) -> Tensor:
-        """max |x| of each channel over all other dims, for any rank of x; shape (channels,)."""
+        """Each channel's maximum of |x|, over all other dims of any rank of x; (channels,)."""
         axis = 1 if self.is_conv else x.ndim - 1
         return x.abs().amax([d for d in range(x.ndim) if d != axis])
 
@@ -133,7 +134,7 @@ def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int
 
 
 def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]) -> Tensor:
-    """Grow a small response (1, C, h, w) to (1, C, height, width) by repeating its interior row and column.
+    """Grow (1, C, h, w) to (1, C, height, width) by repeating the interior row and column.
 
     lead: rows and columns before the interior one, see `border_sizes`. Raises ValueError if the
     response is larger than the map that is asked for.
@@ -160,7 +161,10 @@ def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]
 def shift_response(
     offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]
 ) -> Tensor:
-    """conv(o broadcast to `size`, W) on the smallest map with all its distinct values, (1, Cout, h, w)."""
+    """conv(o broadcast to `size`, W), on the smallest map that has all its distinct values.
+
+    Returns: (1, Cout, h, w); `expand_borders` makes the whole map of it.
+    """
     small = [
         border_sizes(size[i], conv.kernel_size[i], conv.stride[i], conv.padding[i])[0]
         for i in range(2)

@@ -1,4 +1,4 @@
-"""Pure functions: bounds + tensor -> codes, codes -> tensor, and fake quantization with its gradient."""
+"""Pure functions: quantize, dequantize, and fake quantization with its gradient."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def _round(x: Tensor, form: Form) -> Tensor:
 
 
 def zero_of(lower: Tensor, scale: Tensor, form: Form) -> Tensor:
-    """The code offset lower / scale, rounded unless the form keeps it real: minus the zero point."""
+    """The code offset lower / scale (minus the zero point), rounded unless the form is REAL_ZP."""
     zero = lower / scale
     return zero if form is Form.REAL_ZP else _round(zero, form)
 
@@ -84,9 +84,9 @@ def piece_size(like: Tensor) -> int:
 class _FakeQuantize(torch.autograd.Function):
     """Fake quantization with exact bound gradients, inclusive at the bounds.
 
-    The formulas are derived in docs/methods.md#learned-bounds. torch.clamp is avoided on purpose: since
-    torch 2.14 its gradient is 0 at the bound, where codes 0 and n sit after rounding. Only x, its
-    quantized copy (which the next operation keeps anyway) and the bounds are saved.
+    The formulas are derived in docs/methods.md#learned-bounds. torch.clamp is avoided on purpose:
+    since torch 2.14 its gradient is 0 at the bound, where codes 0 and n sit after rounding. Only x,
+    its quantized copy (which the next operation keeps anyway) and the bounds are saved.
     """
 
     @staticmethod
@@ -111,7 +111,8 @@ class _FakeQuantize(torch.autograd.Function):
         inner = inner / (upper - lower).clamp_min(MIN_WIDTH)
         grad_lower, grad_upper = below - inner, above + inner
         if form is not Form.REAL_OFFSET:
-            # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
+            # The grid of a rounded zero point is shifted against the bounds by (zero - lower /
+            # scale) steps.
             scale = scale_of(lower, upper, levels)
             drift = (zero_of(lower, scale, form) - lower / scale) / levels * (above + below)
             grad_lower, grad_upper = grad_lower - drift, grad_upper + drift

@@ -28,9 +28,11 @@ class LayerConfig:
     form, act_form: number format, and that of the activation quantizer where it differs.
     per_channel: one weight range per output channel.
     split: channels of the first of two ranges of input and weight; 0 for one range.
-    let: with the learnable equivalent transformation. quantize_bias: the bias at weight bits, per tensor.
-    act_site: which side of the product is quantized; behind "output" the next product has float inputs, which
-        integer arithmetic cannot execute. quantize_act: False leaves activations float.
+    let: with the learnable equivalent transformation. quantize_bias: the bias at weight bits, per
+        tensor.
+    act_site: which side of the product is quantized; behind "output" the next product has float
+        inputs, which integer arithmetic cannot execute. quantize_act: False leaves activations
+        float.
     parts: what the layer is built from, see `Parts`.
     """
 
@@ -57,7 +59,8 @@ class _Kept:
     def get(self, sources: list[Tensor], make: Callable[[], Any], keep: bool, *rest: Any) -> Any:
         """What `make` returns.
 
-        sources: the tensors that it is made from; it is made again once one of them has changed, or `rest` has.
+        sources: the tensors that it is made from; it is made again once one of them has changed, or
+            `rest` has.
         keep: False never keeps it.
         """
         fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
@@ -79,9 +82,10 @@ class _Kept:
 class QuantizedLayer(nn.Module):
     """Conv2d or Linear with fake-quantized input, weight and, where asked, bias and LET.
 
-    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term (PassionSR Eq. 5); without LET s = 1, o = 0.
-    For a convolution `W o` is the interior value of f(o, W); along zero-padded borders f(o, W) differs
-    from it and the difference is added in float, so that the transformation is exact there too.
+    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term (PassionSR Eq. 5); without LET s =
+    1, o = 0. For a convolution `W o` is the interior value of f(o, W); along zero-padded borders
+    f(o, W) differs from it and the difference is added in float, so that the transformation is
+    exact there too.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, config: LayerConfig):
@@ -105,7 +109,8 @@ class QuantizedLayer(nn.Module):
             channel_axis=1 if self.is_conv else -1,
         )
         parts = config.parts
-        # The layer's own storage: whoever swaps it drops it, and nothing here writes to it in place.
+        # The layer's own storage: whoever swaps it drops it, and nothing here writes to it in
+        # place.
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
@@ -162,8 +167,9 @@ class QuantizedLayer(nn.Module):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """(bias to quantize, what is added in float, LET's border term on a small map).
 
-        The first two are the bias and LET's interior term W o, see `Parts.split_bias`, each (out,). The border
-        term is the response to o minus its interior value, (1, out, h, w). size: of the input map.
+        The first two are the bias and LET's interior term W o, see `Parts.split_bias`, each (out,).
+        The border term is the response to o minus its interior value, (1, out, h, w). size: of the
+        input map.
         """
         if self.transform is None:
             return self.bias, None, None
@@ -210,7 +216,7 @@ class QuantizedLayer(nn.Module):
         return self.weight if self.transform is None else self.transform.weight(self.weight)
 
     def _quantized_weight(self) -> Tensor:
-        """The fake-quantized weight, kept for as long as nothing it depends on changes or trains."""
+        """The fake-quantized weight, kept while nothing it depends on changes or trains."""
         sources = [self.weight, *self.weight_quantizer.parameters()]
         if self.transform is not None:
             sources += self.transform.parameters()
@@ -297,7 +303,7 @@ class QuantizedLayer(nn.Module):
 
 
 def _sum_of_given(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """a + b, where None counts as zero; None if both are."""
+    """The sum, in which None counts as zero; None if both are None."""
     if a is None or b is None:
         return b if a is None else a
     return a + b

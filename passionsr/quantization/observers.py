@@ -12,8 +12,9 @@ RangeMode = Literal["ema", "first"]
 class RangeObserver:
     """Combines the ranges (lower, upper) of calibration batches into one.
 
-    mode: "ema" is m <- momentum m + (1 - momentum) m_batch, where the first batch sets m (0.95 in PassionSR's
-    code, 0.9 in PTQ4DM's). "first" keeps the first batch's. Raises ValueError for another mode.
+    mode: "ema" is m <- momentum m + (1 - momentum) m_batch, where the first batch sets m (0.95 in
+    PassionSR's code, 0.9 in PTQ4DM's). "first" keeps the first batch's. Raises ValueError for
+    another mode.
     """
 
     def __init__(self, mode: RangeMode = "ema", momentum: float = 0.95):

@@ -1,7 +1,8 @@
 """The parts that a quantized layer or attention is built from, as a seam for variants.
 
-A variant of a method (another quantizer, another transformation) subclasses `Parts`, beside the method that uses it.
-A configuration names the class, so that scheme.json says which variant an artifact needs.
+A variant of a method (another quantizer, another transformation) subclasses `Parts`, beside the
+method that uses it. A configuration names the class, so that scheme.json says which variant an
+artifact needs.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ class Parts:
     """The standard parts. A subclass is a frozen dataclass, whose fields are JSON values."""
 
     def quantizer(self, spec: QuantSpec, channels: tuple[int, ...] = ()) -> Quantizer:
-        """The quantizer of a weight, a bias or a tensor of attention; arguments: see `Quantizer`."""
+        """The quantizer of a weight, a bias or an operand of attention; see `Quantizer`."""
         return Quantizer(spec, channels)
 
     def input_quantizer(self, spec: QuantSpec, channels: int, is_conv: bool) -> Quantizer:
@@ -58,7 +59,7 @@ def parts_to_plain(parts: Parts) -> dict[str, Any] | None:
 
 
 def parts_from_plain(plain: Mapping[str, Any] | None) -> Parts:
-    """Rebuild what `parts_to_plain` wrote. UserError for a class that is not a `Parts` of this package."""
+    """Rebuild what `parts_to_plain` wrote; UserError unless it names a `Parts` of this package."""
     if plain is None:
         return STANDARD
     target = str(plain.get("class"))

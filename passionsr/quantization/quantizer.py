@@ -76,11 +76,12 @@ class Quantizer(nn.Module):
         self.find: Finder | None = None
 
     def learn_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Make (scale, zero_point) the parameters instead of the bounds, until `fold_scale_into_bounds`.
+        """Make (scale, zero_point) the parameters instead of the bounds.
 
-        Standard sign: lower = -zero_point * scale, upper = (n - zero_point) * scale, so the gradients of the
-        bounds become those of LSQ, Q-Diffusion and EfficientDM. A zero point that is learned is rounded
-        with a straight-through gradient, except in the form REAL_ZP.
+        `fold_scale_into_bounds` ends that. Standard sign: lower = -zero_point * scale, upper = (n -
+        zero_point) * scale, so the gradients of the bounds become those of LSQ, Q-Diffusion and
+        EfficientDM. A zero point that is learned is rounded with a straight-through gradient,
+        except in the form REAL_ZP.
 
         Returns: both in the shape of the bounds.
         """
@@ -143,7 +144,10 @@ class Quantizer(nn.Module):
         return scale, -zero_of(lower, scale, self.spec.form)
 
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
+        """The values of each range, one tensor per group of channels.
+
+        Each is (1, elements), or (out, elements) where ranges are per channel.
+        """
         parts = [x]
         if self.spec.groups > 1:
             axis = self.spec.channel_axis % x.ndim
@@ -180,7 +184,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def set_bounds(self, lower: Tensor, upper: Tensor, include_zero: bool = False) -> None:
-        """Overwrite the bounds; `include_zero` widens them so that 0.0 is inside (exact zero padding)."""
+        """Overwrite the bounds; `include_zero` widens them to hold 0.0, for exact zero padding."""
         self.lower.copy_(lower.clamp_max(0) if include_zero else lower)
         self.upper.copy_(upper.clamp_min(0) if include_zero else upper)
 
@@ -212,7 +216,7 @@ class Quantizer(nn.Module):
     def _fake_quantize(
         self, x: Tensor, bounds: tuple[Tensor, Tensor], factors: Tensor | None = None
     ) -> Tensor:
-        """Fake quantization with `bounds` in the shape of the parameters; factors: see `forward`."""
+        """Fake quantization; bounds: in the shape of the parameters, factors: see `forward`."""
         levels, form = self.spec.levels, self.spec.form
         if not can_fuse(x, bounds[0]):
             expanded = (self._broadcast(bound, x) for bound in bounds)
@@ -298,8 +302,8 @@ def observing(
 ) -> Iterator[None]:
     """Record ranges of what passes through; on exit they become the bounds.
 
-    find: (quantizer, tensor) -> bounds of one batch; by default its minimum and maximum. Quantizers that
-    no tensor reached keep their bounds (weights are set by `QuantizedLayer.init_weights`).
+    find: (quantizer, tensor) -> bounds of one batch; by default its minimum and maximum. Quantizers
+    that no tensor reached keep their bounds (weights are set by `QuantizedLayer.init_weights`).
     """
     found = quantizers(module)
     for quantizer in found:

@@ -12,14 +12,16 @@ MIN_BITS, MAX_BITS = 2, 16
 class Form(StrEnum):
     """How bounds (lower, upper) become a grid of 2^b points.
 
-    REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away from 0.
-    INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties away.
+    REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away
+        from 0.
+    INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties
+        away.
     AFFINE: as INT_ZP with ties to even: the standard scale / zero_point form of the baselines.
     LSQ: the grid of AFFINE; what is clipped is decided by x against the bounds, not by its code
         (Esser et al., ICLR 2020, Eq. 3).
-    REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers. Only EfficientDM's
-        act_zp="real" uses it. It is a form here, and not a variant beside the method, because its bound
-        gradients must come from the same CPU kernels as everyone's, to the bit.
+    REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers. Only
+        EfficientDM's act_zp="real" uses it. It is a form here, and not a variant beside the method,
+        because its bound gradients must come from the same CPU kernels as everyone's, to the bit.
     """
 
     REAL_OFFSET = "real_offset"
@@ -34,8 +36,9 @@ class QuantSpec:
     """Bits and grid of one quantizer.
 
     per_channel: one range per output channel (dim 0), for weights; else per tensor.
-    split: 0 for one range; else two ranges along the input-channel axis, the first for this many channels
-        (half of them in PassionSR; those of the hidden state in Q-Diffusion's split shortcuts).
+    split: 0 for one range; else two ranges along the input-channel axis, the first for this many
+        channels (half of them in PassionSR; those of the hidden state in Q-Diffusion's split
+        shortcuts).
     channel_axis: the input-channel axis that `split` refers to.
     """
 

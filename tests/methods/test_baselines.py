@@ -1,4 +1,4 @@
-"""What is particular to each baseline: official vectors of its parts, and the invariants of methods.md 4.6 - 7.6."""
+"""What is particular to each baseline: official vectors of its parts, and their invariants."""
 
 from functools import partial
 
@@ -216,7 +216,7 @@ def rounding_problem():
 
 
 def test_adaround_hardens_and_beats_nearest_rounding():
-    """methods.md 6.6, with the default budget (2,000 steps at 1e-2): V travels its 2.4 in time."""
+    """With the default budget (2,000 steps at 1e-2): V travels its 2.4 in time."""
     steps, rate = QDiffusion().weight_steps, QDiffusion().weight_lr
     layer, batches = rounding_problem()
 
@@ -259,7 +259,7 @@ def test_adaround_hardens_and_beats_nearest_rounding():
 
 @pytest.mark.parametrize("rate", [1e-2, 10.0])
 def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypatch):
-    """methods.md 6.6: what counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
+    """What counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
     import passionsr.baselines.qdiffusion as module
 
     original, undone, made = QDiffusion._round, [], []
@@ -292,7 +292,7 @@ def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypat
 
 
 def test_official_split_penalty_leaves_the_second_half_alone(tiny, tiny_batches, monkeypatch):
-    """methods.md 6.5a: with the switch on, no share of the second half is regularised."""
+    """With the switch on, no share of the second half is regularised."""
     sizes = {}
 
     def spy(self, shares, step):
@@ -352,7 +352,7 @@ def test_qalora_vectors(shared, name, base):
     assert torch.equal(codes, v[f"ref_w_int_{base}base"])
     assert relative(out, v[f"ref_out_{base}base"].float()) < 1e-5
     if base == "int" and int(v["n_bits"]) == 4:
-        # The official 8-bit unpacking is broken (methods.md 13.3): its own outputs hold for 4 bits only.
+        # The official 8-bit unpacking is broken: its own outputs hold for 4 bits only.
         assert torch.equal(codes, v["w_int"])
         assert relative(out, v["out"]) < 1e-5
     merge([layer])
@@ -437,7 +437,7 @@ def test_lsq_steps_stay_without_learning_rate(tiny, tiny_batches):
 
 
 def test_sgd_steps_have_the_gradient_scale(tiny, tiny_batches, monkeypatch):
-    """methods.md 4.6: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
+    """LSQ Sec. 2.2: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
     import passionsr.baselines.lsq as module
 
     captured = []
@@ -471,7 +471,7 @@ def test_sgd_with_momentum():
 
 
 def test_canonical_softmax_step_clips_almost_everything(tiny, tiny_batches):
-    """methods.md 4.5b: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
+    """docs/methods.md#lsq: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
     tops = {}
     for init in ("paper", "minmax_p"):
         method = LSQ(epochs=0, lsq_init=init)

@@ -226,7 +226,7 @@ def test_only_what_is_learnt_moves(name, tiny, tiny_batches, monkeypatch):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_stage_ends_above_its_start(name, tiny, tiny_batches, monkeypatch):
-    """methods.md 8.7, 6.6, for every method: a stage whose steps are far too large is undone, and says so."""
+    """For every method: a fit stage whose steps are far too large is undone, and says so."""
     method = build(name)
     rates = [
         f.name
@@ -378,7 +378,7 @@ def record_stages(method, tiny, batches, monkeypatch):
     ids=["full", "no_let", "no_lbq", "no_dqc"],
 )
 def test_stage_isolation(options, stages, tiny, tiny_batches, monkeypatch):
-    """LET stages move only s and o, LBQ stages only bounds, each inside its sub-model (methods.md 8.7)."""
+    """LET stages move only s and o, LBQ stages only bounds, each inside its sub-model (DQC)."""
     # Also a stage that ends higher shows what it moved.
     method = PassionSR(epochs=1, let_lr=1e-3, lbq_lr=1e-3, undo_worse=False, **options)
     moved, log = record_stages(method, tiny, tiny_batches, monkeypatch)
@@ -556,7 +556,7 @@ def test_unet_is_split_and_vae_is_not(tiny):
     prepared, report = PassionSR().prepare(tiny, Scheme.parse("W6A6"), "UV")
     assert all(bool(r.split) == r.name.startswith("unet.") for r in report if r.kind != "attention")
     conv_in = prepared.unet.conv_in
-    assert conv_in.config.weight_bits == 6  # conv_in is no exception (methods.md 8.1)
+    assert conv_in.config.weight_bits == 6  # conv_in is no exception
     assert conv_in.act_quantizer.lower.shape == (2,)
 
 

@@ -165,7 +165,7 @@ def test_gradient_table(form, stale, bits):
 
 
 def test_sixteen_bits_are_within_a_step():
-    """methods.md 8.7: bounds at the data's extremes, |x_hat - x| <= alpha."""
+    """Bounds at the data's extremes, |x_hat - x| <= alpha."""
     x = torch.randn(5000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for form in (Form.REAL_OFFSET, Form.INT_ZP):
         out = fake_quantize(x, x.min(), x.max(), 2**16 - 1, form)
@@ -193,7 +193,7 @@ def test_finite_differences_outside():
 
 def test_gradient_reaches_elements_exactly_at_the_bound():
     """torch >= 2.14 gives clamp a zero gradient at its bound; codes 0 and n sit there after rounding."""
-    # LSQ counts the bounds themselves as clipped, by its own definition (methods.md 4.2).
+    # LSQ counts the bounds themselves as clipped, by its own definition (LSQ Eq. 3).
     for form in [f for f in FORMS if f is not Form.LSQ]:
         x = torch.tensor([0.0, 1.0, 3.0], requires_grad=True)
         fake_quantize(x, torch.tensor(0.0), torch.tensor(3.0), 3, form).sum().backward()

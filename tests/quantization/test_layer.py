@@ -49,7 +49,7 @@ def make(kind, dtype=torch.float64, **config):
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_let_is_equivalent_without_quantizers(kind, dtype, tolerance):
-    """methods.md 8.7, relative to the output's magnitude; random s > 0 and o."""
+    """Relative to the output's magnitude; random s > 0 and o."""
     layer, quantized, x = make(kind, dtype, let=True, split=2, quantize_bias=True)
     with as_float(quantized):
         out = quantized(x)
@@ -70,7 +70,7 @@ def test_wrong_offset_sign_would_be_seen():
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_path_equals_fake_quantization(kind, bits):
-    """scale_a scale_w sum (qa - za)(qw - zw), padding included, with integers: 1e-5 relative (methods.md 2.2)."""
+    """scale_a scale_w sum (qa - za)(qw - zw), padding included, with integers: 1e-5 relative."""
     layer, quantized, x = make(kind, form=Form.AFFINE, weight_bits=bits, act_bits=bits)
     quantized.init_weights(include_zero=True)
     with observing(quantized, include_zero=True):
@@ -142,7 +142,7 @@ def test_bias_is_quantized_with_the_interior_shift():
 
 
 def test_let_statistics_for_every_rank():
-    """Per-channel maxima over all other dims, also for (N, C) inputs (methods.md 8.6.7)."""
+    """Per-channel maxima over all other dims, also for (N, C) inputs."""
     for kind in ("linear2d", "linear3d", "conv3x3"):
         layer, quantized, x = make(kind, let=True)
         quantized.start_collecting("ratio")
@@ -198,7 +198,7 @@ def test_attention_let_is_equivalent(cross):
 
 
 def test_attention_probabilities_come_from_quantized_q_and_k():
-    """methods.md 13.5: with 2-bit q and k, P differs from the float softmax."""
+    """With 2-bit q and k, P differs from the float softmax."""
     _plain, quantized, processor, x, context = attention_pair()
     with observing(quantized):
         quantized(x, context)

@@ -163,7 +163,7 @@ def test_attention_vectors(shared, name):
         close(processor.s_v.scale, v["s_vw_upd"], 1e-10)
         processor.stop_collecting()
         close(run(v["x"], v["ctx"]), v["out_plain"], 1e-10)  # equivalent for any scales
-        # The quantized pass: s_j belongs to the P behind quantized q and k (methods.md 13.5).
+        # The quantized pass: s_j belongs to the P behind quantized q and k.
         processor.s_qk.log_scale.copy_(v["s_qk_init"].log())
         processor.s_v.log_scale.copy_(v["s_vw_q"].log())
     for letter in "qkPv":

@@ -61,7 +61,7 @@ def check_counts(config: Config, run: Run, report: Sequence[SwapRow]) -> None:
 
 
 def calibrate(config: Config, run: Run) -> None:
-    """Quantize the float model for one run: artifact, curves, layer report, run.json (written last)."""
+    """Quantize the float model for one run: artifact, curves, layers, run.json (written last)."""
     from passionsr.calibration.checkpoints import SavedCheckpoints, calibration_key, forget
     from passionsr.methods.base import load_method, quantize_model
     from passionsr.quantization.artifact import save_quantized
