@@ -90,6 +90,7 @@ class QALoRA(nn.Module):
         """Same shape as `weight`."""
         if self.steps is not None:
             scale = self._quantizer[0].scale
+            assert scale is not None  # it is learned meanwhile
             weight = self.steps * scale.reshape(-1, *[1] * (weight.ndim - 1))
         return weight + (self.b @ self.a.flatten(1)).reshape(weight.shape)
 

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -67,7 +67,7 @@ ActInit = Literal["mse", "max", "ema"]
 PENALTY = 0.01  # weight of the rounding penalty, lambda
 
 
-def shortcut_splits(unet: nn.Module) -> dict[str, int]:
+def shortcut_splits(unet: Any) -> dict[str, int]:
     """Shortcut convolution of an up block, by name -> channels of the hidden state."""
     channels = unet.mid_block.resnets[-1].conv2.weight.shape[0]
     splits = {}

@@ -35,6 +35,9 @@ class AdaRound(nn.Module):
 
     def __init__(self, weight: Tensor, quantizer: Quantizer):
         super().__init__()
+        self.floor: Tensor
+        self.scale: Tensor
+        self.zero_point: Tensor
         levels = quantizer.spec.levels
         with torch.no_grad():
             scale, zero_point = quantizer.grid(weight)
@@ -198,13 +201,13 @@ class Minibatches(Sequence[tuple[Seen, Tensor]]):
     def __init__(self, seen: Seen, target: Tensor, size: int, count: int):
         self.seen, self.target = seen, target
         images = target.shape[0]
-        self.index = [torch.randperm(images)[:size] for _ in range(max(1, count))]
+        self.chosen = [torch.randperm(images)[:size] for _ in range(max(1, count))]
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.chosen)
 
     def __getitem__(self, i: Any) -> Any:
-        index = self.index[i]
+        index = self.chosen[i]
         return self.seen.images(index), self.target[index]
 
 

@@ -133,8 +133,8 @@ def quantized_copy(
     model: OneStepSR,
     scheme: Scheme,
     scope: str,
-    configure: Callable[[str, nn.Module, int, int], LayerConfig | None],
-    attention: Callable[[str, nn.Module], AttentionConfig] | None,
+    configure: Callable[[str, nn.Conv2d | nn.Linear, int, int], LayerConfig | None],
+    attention: Callable[[str, Any], AttentionConfig] | None,
     eight_bit: Patterns = PASSIONSR_8BIT,
 ) -> tuple[OneStepSR, list[SwapRow]]:
     """A float copy of `model` with the scope's layers and the UNet's attentions swapped.
@@ -154,11 +154,12 @@ def quantized_copy(
     """
     copy = (model if model.low_memory else deepcopy(model)).eval().requires_grad_(False)
     if copy.low_memory:
-        copy.unet.enable_gradient_checkpointing()
-        copy.vae.enable_gradient_checkpointing()
+        parts: tuple[Any, ...] = copy.unet, copy.vae  # diffusers' models
+        for part in parts:
+            part.enable_gradient_checkpointing()
     exceptions = layers_matching(copy, scope, eight_bit)
 
-    def layer(name: str, module: nn.Module) -> LayerConfig | None:
+    def layer(name: str, module: nn.Conv2d | nn.Linear) -> LayerConfig | None:
         least = 8 if name in exceptions else 0
         bits = max(least, scheme.weight_bits), max(least, scheme.act_bits)
         return configure(name, module, *bits)

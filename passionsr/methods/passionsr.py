@@ -152,7 +152,9 @@ class PassionSR:
         parts = self._parts()
         tokens = self._attention_tokens(model) if self.let else {}
 
-        def layer(name: str, module: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
+        def layer(
+            name: str, module: nn.Conv2d | nn.Linear, weight_bits: int, act_bits: int
+        ) -> LayerConfig:
             return LayerConfig(
                 weight_bits=weight_bits,
                 act_bits=act_bits,
@@ -164,7 +166,7 @@ class PassionSR:
                 parts=parts,
             )
 
-        def attention(name: str, module: nn.Module) -> AttentionConfig:
+        def attention(name: str, module: Any) -> AttentionConfig:
             return AttentionConfig(
                 act_bits=scheme.act_bits,
                 form=form,
@@ -189,7 +191,8 @@ class PassionSR:
     def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
         """Key tokens per attention: the context's, or those of a pass at let_latent_size."""
         attentions = match_attention(model)
-        tokens = {n: model.context.shape[1] for n, m in attentions if m.is_cross_attention}
+        context: Tensor = model.context
+        tokens = {n: context.shape[1] for n, m in attentions if m.is_cross_attention}
         if self.let_latent_size is None:
             return tokens
 
@@ -203,8 +206,9 @@ class PassionSR:
         try:
             with torch.no_grad():
                 side = self.let_latent_size
-                channels = model.unet.config.in_channels
-                model.predict_eps(model.context.new_zeros(1, channels, side, side))
+                unet: Any = model.unet
+                channels = unet.config.in_channels
+                model.predict_eps(context.new_zeros(1, channels, side, side))
         finally:
             for handle in handles:
                 handle.remove()

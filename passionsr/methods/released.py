@@ -128,8 +128,7 @@ class ReleasedQuantizer(Quantizer):
         super().__init__(spec, channels)
         self.half_of_axis = half_of_axis
         self.stale = stale
-        # NaN: there was no forward pass under these bounds. No state_dict, hence no artifact, holds
-        # it.
+        # NaN: no forward pass under these bounds so far. Artifacts do not hold it.
         previous = torch.full_like(self.lower.detach(), torch.nan)
         self.previous_scale: Tensor
         self.register_buffer("previous_scale", previous if stale else None, persistent=False)
@@ -154,7 +153,6 @@ class ReleasedQuantizer(Quantizer):
         """End of training: from now on the zero point is that of the present scale."""
         super().fold_scale_into_bounds()
         self.stale = False
-        self.previous_scale = None
 
     def bound_function(self, like: Tensor) -> Quantize:
         """One forward pass: its bounds, and the zero point of the one before."""

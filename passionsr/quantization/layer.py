@@ -82,10 +82,10 @@ class _Kept:
 class QuantizedLayer(nn.Module):
     """Conv2d or Linear with fake-quantized input, weight and, where asked, bias and LET.
 
-    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term (PassionSR Eq. 5); without LET s =
-    1, o = 0. For a convolution `W o` is the interior value of f(o, W); along zero-padded borders
-    f(o, W) differs from it and the difference is added in float, so that the transformation is
-    exact there too.
+    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term (PassionSR Eq. 5). Without LET s is
+    1 and o is 0. For a convolution `W o` is the interior value of f(o, W); along zero-padded
+    borders f(o, W) differs from it and the difference is added in float, so that the transformation
+    is exact there too.
     """
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, config: LayerConfig):
@@ -109,8 +109,7 @@ class QuantizedLayer(nn.Module):
             channel_axis=1 if self.is_conv else -1,
         )
         parts = config.parts
-        # The layer's own storage: whoever swaps it drops it, and nothing here writes to it in
-        # place.
+        # The layer's own storage: its owner drops it, and nothing here writes to it in place.
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)

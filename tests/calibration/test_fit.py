@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from passionsr.baselines.qdiffusion import QDiffusion
 from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit
@@ -25,6 +26,35 @@ def test_schedules():
     assert rates(FitConfig(steps=4, schedule="linear")) == [1.0, 0.75, 0.5, 0.25]
     cosine = rates(FitConfig(steps=4, schedule="cosine"))
     assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)])
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        FitConfig(lr=0.3, steps=7, schedule="cosine"),
+        FitConfig(lr=0.3, steps=7, schedule="linear", weight_decay=0.01),
+        FitConfig(lr=0.3, epochs=3, schedule="halves", decay=0.2),
+        FitConfig(lr=0.3, epochs=2, optimizer="sgd"),
+    ],
+    ids=lambda c: c.schedule,
+)
+def test_every_step_has_its_rate(config):
+    """To the bit: rate of the group times the factor of the step, which torch's scheduler applies."""
+    parameters, seen = [nn.Parameter(torch.ones(1)) for _ in range(2)], []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    try:
+        fit(
+            [ParamGroup([p], scale) for p, scale in zip(parameters, (0.7, 1 / 3), strict=True)],
+            lambda x: sum(p.sum() for p in parameters) * x,
+            [1.0, 2.0, 3.0],
+            config,
+            FitStage("s", FitLog()),
+        )
+    finally:
+        hook.remove()
+    assert seen == [[0.3 * 0.7 * f, 0.3 * (1 / 3) * f] for f in rates(config, 3)]
 
 
 def quadratic(parameter):

@@ -249,6 +249,25 @@ def test_an_artifact_names_its_parts(tiny, batches, tmp_path):
             load_quantized(tmp_path)
 
 
+def test_settings_of_another_version(tiny, batches, tmp_path):
+    """One that was off does not matter; one that was on, or an unknown form, is one clear line."""
+    model, _, _ = quantize_model(PassionSR(epochs=0), tiny, W6A6, "U", batches)
+    save_quantized(model, tmp_path, {})
+    scheme = json.loads((tmp_path / "scheme.json").read_text())
+
+    def load(**changes):
+        changed = {n: {**layer, **changes} for n, layer in scheme["layers"].items()}
+        (tmp_path / "scheme.json").write_text(json.dumps({**scheme, "layers": changed}))
+        return load_quantized(tmp_path)
+
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(load(official=[])(image), model(image))
+    for changes in ({"official": ["bias"]}, {"form": "int_zp_stale"}):
+        with pytest.raises(UserError, match=r"LayerConfig of another version .*: calibrate again"):
+            load(**changes)
+
+
 def test_official_as_a_whole_saves_and_loads(tiny, batches, tmp_path):
     method = PassionSR(official=True, **FAST)
     model, log, _ = quantize_model(method, tiny, W6A6, "UV", batches)
