@@ -5,6 +5,7 @@ The formulas are in docs/methods.md#equivalent-transformation.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -120,6 +121,23 @@ class ChannelTransform(LearnedScale):
         return weight * self.scale.reshape(1, -1, *[1] * (weight.ndim - 2))
 
 
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The arguments of F.conv2d that a Conv2d holds besides its weights, (height, width) each."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> ConvGeometry:
+        """Of a convolution without groups, whose padding is given in numbers."""
+        assert not isinstance(conv.padding, str)
+        return cls(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+
+
 def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
     """For one axis: (size of a small input, rows of the output that the leading padding reaches).
 
@@ -159,7 +177,7 @@ def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]
 
 
 def shift_response(
-    offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]
+    offset: Tensor, weight: Tensor, conv: ConvGeometry, size: tuple[int, int]
 ) -> Tensor:
     """conv(o broadcast to `size`, W), on the smallest map that has all its distinct values.
 

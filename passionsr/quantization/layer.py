@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passionsr.quantization.equivalent_transform import (
+    ConvGeometry,
     ScaleInit,
     border_sizes,
     expand_borders,
@@ -56,7 +57,9 @@ class _Kept:
         self.value: Any = None
         self._key: Any = None
 
-    def get(self, sources: list[Tensor], make: Callable[[], Any], keep: bool, *rest: Any) -> Any:
+    def get(
+        self, sources: Sequence[Tensor], make: Callable[[], Any], keep: bool, *rest: Any
+    ) -> Any:
         """What `make` returns.
 
         sources: the tensors that it is made from; it is made again once one of them has changed, or
@@ -88,13 +91,21 @@ class QuantizedLayer(nn.Module):
     is exact there too.
     """
 
+    weight: Any  # nn.Parameter; None once the layer is frozen
+    bias: nn.Parameter | None
+    # Of a frozen layer.
+    weight_codes: Tensor
+    bias_codes: Tensor | None
+    float_bias: Tensor | None
+    border: Tensor | None
+
     def __init__(self, layer: nn.Conv2d | nn.Linear, config: LayerConfig):
         super().__init__()
         self.config = config
         self.is_conv = isinstance(layer, nn.Conv2d)
-        self.geometry = _geometry_of(layer) if self.is_conv else None
+        self.geometry = ConvGeometry.of(layer) if isinstance(layer, nn.Conv2d) else None
         out_channels, in_channels = layer.weight.shape[:2]
-        if self.is_conv and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
             raise ValueError("grouped convolutions and non-zero padding modes are not supported")
         weight_spec = QuantSpec(
             bits=config.weight_bits,
@@ -180,12 +191,13 @@ class QuantizedLayer(nn.Module):
         self, size: tuple[int, int]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """`_bias_and_border` of a layer with LET."""
+        assert self.transform is not None
         weight = self.weight
         if self.is_conv:
             weight = self._kept_sum.get([weight], lambda: weight.sum((2, 3)), self.keep_weight)
         shift = weight @ self.transform.offset
         border = None
-        if self.is_conv and self.geometry.padding != (0, 0):
+        if self.geometry is not None and self.geometry.padding != (0, 0):
             response = shift_response(self.transform.offset, self.weight, self.geometry, size)
             border = response - shift.reshape(1, -1, 1, 1)
         return *self.config.parts.split_bias(self.bias, shift), border
@@ -198,7 +210,7 @@ class QuantizedLayer(nn.Module):
             if self.transform.collecting:
                 self.transform.collect(x, self.weight, self._let_init)
                 return self._op(x, self.weight, self.bias)
-            size = tuple(x.shape[-2:])
+            size = _size_of(x)
             bias, float_bias, border = self._bias_and_border(size)
             x = self.transform.input(x)
         else:
@@ -216,7 +228,7 @@ class QuantizedLayer(nn.Module):
 
     def _quantized_weight(self) -> Tensor:
         """The fake-quantized weight, kept while nothing it depends on changes or trains."""
-        sources = [self.weight, *self.weight_quantizer.parameters()]
+        sources: list[Tensor] = [self.weight, *self.weight_quantizer.parameters()]
         if self.transform is not None:
             sources += self.transform.parameters()
         # A quantizer with state must see every forward pass.
@@ -242,17 +254,18 @@ class QuantizedLayer(nn.Module):
         return out if on_input else self.act_quantizer(out)
 
     def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.is_conv:
-            return F.linear(x, weight, bias)
         g = self.geometry
+        if g is None:
+            return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
 
     def _add_border(self, out: Tensor, border: Tensor, size: tuple[int, int]) -> Tensor:
         g = self.geometry
-        lead = tuple(
+        assert g is not None
+        top, left = (
             border_sizes(size[i], g.kernel_size[i], g.stride[i], g.padding[i])[1] for i in range(2)
         )
-        return out + expand_borders(border, out.shape[2], out.shape[3], lead)
+        return out + expand_borders(border, out.shape[2], out.shape[3], (top, left))
 
     # -- freezing and loading -----------------------------------------------------------------
 
@@ -284,7 +297,7 @@ class QuantizedLayer(nn.Module):
         self.frozen = True
 
     def _frozen_forward(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[-2:])
+        size = _size_of(x)
         if self.transform is not None:
             x = self.transform.input(x)
         weight = self._frozen_weight
@@ -293,6 +306,7 @@ class QuantizedLayer(nn.Module):
             self._frozen_weight = weight if self.keep_weight else None
         bias = self.float_bias
         if self.bias_codes is not None:
+            assert self.bias_quantizer is not None
             bias = _sum_of_given(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
         return self._product(x, weight, bias, self.border, size)
 
@@ -301,24 +315,12 @@ class QuantizedLayer(nn.Module):
         return f"W{self.config.weight_bits}A{self.config.act_bits}, let={self.config.let}"
 
 
+def _size_of(x: Tensor) -> tuple[int, int]:
+    return cast("tuple[int, int]", tuple(x.shape[-2:]))
+
+
 def _sum_of_given(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     """The sum, in which None counts as zero; None if both are None."""
     if a is None or b is None:
         return b if a is None else a
     return a + b
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """The arguments of F.conv2d that a Conv2d holds besides its weights."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int = 1
-
-
-def _geometry_of(conv: nn.Conv2d) -> _Geometry:
-    assert not isinstance(conv.padding, str)
-    return _Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
