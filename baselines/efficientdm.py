@@ -3,15 +3,19 @@
 W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the
 integers of the artifact are those of training. Trained together: A, B; weight scales (zero points
 fixed); activation scales and zero points. AdamW, linear decay to 0, loss the sum of squared errors
-against the float teacher. One step: the per-timestep activation quantizers (TALSQ) degenerate to
-one; the data-free start from noise would be off-distribution, so the calibration latents are used.
-UNet target: x0; VAE [ours]: latent and image. Deviations: float base weight (paper Eq. 6;
-qalora_base="int" starts from the dequantized integers, with the one scale shared); zero points
-rounded straight-through (act_zp="real" is the released form, not integer- executable); every range
-holds zero, for exact zero padding; a long tensor is searched on its histogram; a fit stage that
-ends above its start is undone (FitConfig). exceptions="native" leaves shortcut and downsampler
-convolutions float and attention products float, and does not train the 8-bit layers; "passionsr"
-quantizes every layer. Attention products are quantized with quant_attn_matmul.
+against the float teacher.
+
+One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the data-free start from
+noise would be off-distribution, so the calibration latents are used. UNet target: x0; VAE [ours]:
+latent and image.
+
+Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers,
+with the one scale shared); zero points rounded straight-through (act_zp="real" is the released
+form, not integer-executable); every range holds zero, for exact zero padding; a long tensor is
+searched on its histogram; a fit stage that ends above its start is undone (FitConfig).
+exceptions="native" leaves shortcut and downsampler convolutions float and attention products float,
+and does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are
+quantized with quant_attn_matmul.
 """
 
 from __future__ import annotations

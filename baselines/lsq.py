@@ -4,14 +4,17 @@ The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weight
 step sizes are learned, against the float sub-model's output (latent, x0, image), sub-model by
 sub-model (docs/methods.md#sub-models). Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp);
 activations unsigned where the first batch is non-negative, else signed. Steps are per output
-channel for weights (`per_channel=False` is the paper's one per tensor). Deviations: the softmax
-output P starts from its maximum unless lsq_init="paper", because the canonical step clips almost
-all of a post-softmax map (docs/methods.md#lsq); Adam instead of the paper's SGD. The gradient scale
-g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is
-invariant to it. One step: a single t, so one quantizer per tensor sees every input there is. A fit
-stage that ends above its start is undone, see FitConfig.
-lsq_plus: asymmetric with a learned zero point (rounded straight-through), after LSQ+ (Bhalgat et
-    al., 2020), started from minimum and maximum.
+channel for weights (`per_channel=False` is the paper's one per tensor).
+
+Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
+canonical step clips almost all of a post-softmax map (docs/methods.md#lsq); Adam instead of the
+paper's SGD. The gradient scale g = 1 / sqrt(N Qp) counts where it does something, with
+optimizer="sgd" (momentum 0.9): Adam is invariant to it.
+
+One step: a single t, so one quantizer per tensor sees every input there is. A fit stage that ends
+above its start is undone, see FitConfig. lsq_plus: asymmetric with a learned zero point (rounded
+straight-through), after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+
 VAE: the same rules; its attention products stay float.
 """
 

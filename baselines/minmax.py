@@ -1,12 +1,15 @@
 """MinMax ("MaxMin" in PassionSR's Table 2, its floor): static ranges, nothing is trained.
 
-Weights per output channel, activations per tensor, asymmetric, zero always inside the range
-(needed for exact zero padding), ties to even. Activation ranges are an EMA over calibration
-batches. Attention q, k, P, v of the UNet are quantized; biases stay float; 8-bit exceptions as
-PassionSR's. One step: a single t, so one static range per tensor is all there is. VAE: the same
-rules, its attention products stay float. Deviation: the code behind the paper's table is
-unreleased; ours is calibrated sub-model by sub-model (docs/methods.md#sub-models). It has no
-options.
+Weights per output channel, activations per tensor, asymmetric, zero always inside the range (needed
+for exact zero padding), ties to even. Activation ranges are an EMA over calibration batches.
+Attention q, k, P, v of the UNet are quantized; biases stay float; 8-bit exceptions as PassionSR's.
+
+One step: a single t, so one static range per tensor is all there is.
+
+VAE: the same rules, its attention products stay float.
+
+Deviation: the code behind the paper's table is unreleased; ours is calibrated sub-model by
+sub-model (docs/methods.md#sub-models). It has no options.
 """
 
 from __future__ import annotations

@@ -3,14 +3,17 @@
 Weights per channel, activations per tensor, both symmetric as in the released script (one-sided
 where the tensor is); the range minimises mean |x_hat - x|^2.4 per batch, then EMA 0.9 over batches.
 Weights first, then activations with the weights already quantized.
+
 One step: the paper's contribution, drawing calibration timesteps from a normal distribution,
-degenerates to the single t = 999, and calibration inputs are the encoder's latents. VAE [ours]: the
-same treatment. Deviations: activation quantizers sit on layer inputs, so that products are
-integer-executable; act_quant_site="output" is the released convention. Attention products are float
-as in the released code unless quant_attn_matmul; exceptions="native" raises the activations of
-those layers, too (the text: their weights). Whether a tensor is one-sided is decided batch by batch
-(released: from the first). Batches are the calibration's, not 256 samples; a long tensor is
-searched on its histogram.
+degenerates to the single t = 999, and calibration inputs are the encoder's latents.
+
+VAE [ours]: the same treatment.
+
+Deviations: activation quantizers sit on layer inputs, so that products are integer-executable;
+act_quant_site="output" is the released convention. Attention products are float as in the released
+code unless quant_attn_matmul; exceptions="native" raises the activations of those layers, too (the
+text: their weights). Whether a tensor is one-sided is decided batch by batch (released: from the
+first). Batches are the calibration's, not 256 samples; a long tensor is searched on its histogram.
 """
 
 from __future__ import annotations

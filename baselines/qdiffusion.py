@@ -5,9 +5,13 @@ is the released --running_stat). The shortcut convolution of every up-block ResN
 for the hidden state's channels and for the skip's, in weights and activations. Then unit by unit in
 execution order: rounding is learned against the float unit's output, on inputs from the network
 with quantized predecessors, and rounded hard; afterwards the activation scales of each unit (zero
-points fixed) on float inputs, p = 2.4. One step: uniform timestep sampling degenerates to t = 999;
-the calibration latents are the data. VAE [ours]: the same on random crops, no split; its attention
-products stay float. Deviations: both halves of a split weight are regularised and softened
+points fixed) on float inputs, p = 2.4.
+
+One step: uniform timestep sampling degenerates to t = 999; the calibration latents are the data.
+
+VAE [ours]: the same on random crops, no split; its attention products stay float.
+
+Deviations: both halves of a split weight are regularised and softened
 (adaround_split_reg="official": the first only). Errors are summed over channels for every unit; the
 released code sums over dim 1, which is the token axis of a transformer block. P has the
 activations' bits unless sm_bits (16 in the released SD command). Activation ranges are found with

@@ -7,10 +7,12 @@ docs/methods.md#passionsr has the equations and all defaults.
 
 One step: the setting is the paper's own. t = 999 is constant, so ranges and LET serve one
 distribution.
+
 VAE: encoder and decoder are sub-models of the same sequence, without split; their attention
-    products stay float.
+products stay float.
 
 Defaults are the paper's forms; `official` switches to the released code's, see `released`.
+
 Deviations [ours]: s is learned as log s, so that it stays positive. `lbq_lr` is relative to each
 range by default (`lr_unit`). s_j of self-attention is used only where `let_latent_size` fixes the
 number of tokens. Scales and ranges are set sub-model by sub-model, in one pass each, with
@@ -45,10 +47,8 @@ from passionsr.quantization.swap import SwapRow, match_attention
 from passionsr.utils.files import UserError
 
 LrUnit = Literal["width", "level", "absolute"]
-UNET_DECAY = {
-    "U": 0.1,
-    "UV": 0.2,
-}  # scope -> factor of the learning rates in a UNet stage's 2nd half
+# Scope -> factor of the learning rates in the second half of the UNet's fit stages, as released.
+UNET_DECAY = {"U": 0.1, "UV": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,8 +31,7 @@ from passionsr.utils.files import UserError
 Item = tuple[Tensor, CalibrationBatch]
 Loss = Callable[[Item], Tensor]
 
-# -- the zero point of the previous forward pass
-# ----------------------------------------------------
+# -- the zero point of the previous forward pass ------------------------------------------------
 
 
 def _straight_through(x: Tensor) -> Tensor:
@@ -170,8 +169,7 @@ class ReleasedQuantizer(Quantizer):
         return size // 2 if self.half_of_axis else super()._first(size)
 
 
-# -- layers
-# -----------------------------------------------------------------------------------------
+# -- layers -------------------------------------------------------------------------------------
 
 
 class ReleasedTransform(ChannelTransform):
@@ -235,8 +233,7 @@ class ReleasedParts(Parts):
         return (bias, shift) if self.float_shift else super().split_bias(bias, shift)
 
 
-# -- training
-# ---------------------------------------------------------------------------------------
+# -- training -----------------------------------------------------------------------------------
 
 
 def once_per_epoch(step: int, batches: int) -> bool:
@@ -291,8 +288,7 @@ def with_own_ranges(sub: SubModel, loss: Loss) -> Loss:
     return own
 
 
-# -- ranges
-# -----------------------------------------------------------------------------------------
+# -- ranges -------------------------------------------------------------------------------------
 
 
 def init_let_and_ranges(
