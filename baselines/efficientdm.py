@@ -1,16 +1,21 @@
-"""EfficientDM (He et al., ICLR 2024): QALoRA with scale-aware learning rates, learned steps (methods.md 7).
+"""EfficientDM (He et al., ICLR 2024): QALoRA with scale-aware learning rates, and learned steps.
 
-W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the integers of the
-artifact are those of training. Trained together: A, B; weight scales (zero points fixed); activation scales and
-zero points. AdamW, linear decay to 0, loss the sum of squared errors against the float teacher.
-One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the data-free start from noise would
-be off-distribution, so the calibration latents are used (7.4). UNet target: x0; VAE [ours]: latent and image.
-Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers, with the one
-scale shared); zero points rounded straight-through (act_zp="real" is the released form, not integer-
-executable); every range holds zero, for exact zero padding; a long tensor is searched on its histogram; a stage that ends above
-its start is undone (FitConfig). exceptions="native" leaves shortcut and downsampler convolutions float and attention products float, and
-does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are quantized with
-quant_attn_matmul.
+W_hat = Q(W + B A): a rank-r update inside the weight quantizer, merged before export, so the
+integers of the artifact are those of training. Trained together: A, B; weight scales (zero points
+fixed); activation scales and zero points. AdamW, linear decay to 0, loss the sum of squared errors
+against the float teacher.
+
+One step: the per-timestep activation quantizers (TALSQ) degenerate to one; the data-free start from
+noise would be off-distribution, so the calibration latents are used. UNet target: x0; VAE [ours]:
+latent and image.
+
+Deviations: float base weight (paper Eq. 6; qalora_base="int" starts from the dequantized integers,
+with the one scale shared); zero points rounded straight-through (act_zp="real" is the released
+form, not integer-executable); every range holds zero, for exact zero padding; a long tensor is
+searched on its histogram; a fit stage that ends above its start is undone (FitConfig).
+exceptions="native" leaves shortcut and downsampler convolutions float and attention products float,
+and does not train the 8-bit layers; "passionsr" quantizes every layer. Attention products are
+quantized with quant_attn_matmul.
 """
 
 from __future__ import annotations
@@ -26,8 +31,9 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from passionsr.calibration.batches import CalibrationBatch
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.checkpoints import Checkpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit
+from passionsr.calibration.range_passes import RangeRule, init_ranges
 from passionsr.calibration.sub_models import (
     SubModel,
     first_images,
@@ -35,7 +41,7 @@ from passionsr.calibration.sub_models import (
     parts_of,
     sub_quantizers,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -44,11 +50,15 @@ from passionsr.quantization.range_search import shrink_search
 from passionsr.quantization.spec import Form, Scheme
 from passionsr.quantization.swap import SwapRow
 
+# As released.
+RANK, WEIGHT_LR, WEIGHT_DECAY = 32, 1e-6, 0.01
+
 
 class QALoRA(nn.Module):
-    """W -> base + B A, as a parametrization of a layer's weight (merge formula of methods.md 1.3, scaling 1).
+    """W -> base + B A (EfficientDM Eq. 6), as a parametrization of a layer's weight.
 
-    base: the float weight, or (codes - zero_point) * scale with the quantizer's own, learned scale.
+    A is (rank, Cin, kh, kw) or (rank, Cin), B is (Cout, rank). base: the float weight, or (codes -
+    zero_point) * scale with the quantizer's own, learned scale.
     """
 
     def __init__(self, layer: QuantizedLayer, rank: int, integer_base: bool):
@@ -71,39 +81,37 @@ class QALoRA(nn.Module):
         """Same shape as `weight`."""
         if self.steps is not None:
             scale = self._quantizer[0].scale
+            assert scale is not None  # it is learned meanwhile
             weight = self.steps * scale.reshape(-1, *[1] * (weight.ndim - 1))
         return weight + (self.b @ self.a.flatten(1)).reshape(weight.shape)
 
 
 @dataclass(frozen=True, kw_only=True)
 class EfficientDM:
-    """Options; steps per sub-model.
+    """Options.
 
-    lora_lr: as a share of a layer's mean weight scale (1 / 2500 in the released code). weight_lr, act_lr: Adam
-    steps of weight scales, and of activation scales and zero points; with relative_lr act_lr is a share of each
-    activation scale (an absolute step can exceed the whole scale of a softmax output). init_images: for the activation search.
+    qalora_base: what the low-rank update is added to, the float weight or the one after naive
+        rounding.
+    act_zp: activation zero points are rounded (straight-through) or stay real, as released.
+    exceptions: see `Exceptions`. quant_attn_matmul: quantize the attention products, too.
+    steps: per sub-model. lora_lr: as a share of a layer's mean weight scale.
+    act_lr: Adam step of activation scales and zero points; with relative_lr a share of each
+        activation scale (an absolute step can exceed the whole scale of a softmax output).
+    init_images: for the activation search.
     """
 
-    rank: int = 32
     qalora_base: Literal["float", "int"] = "float"
     act_zp: Literal["rounded", "real"] = "rounded"
     exceptions: Exceptions = "passionsr"
     quant_attn_matmul: bool = False
     steps: int = 2000
     lora_lr: float = 1 / 2500
-    weight_lr: float = 1e-6
     act_lr: float = 5e-4
     relative_lr: bool = False
-    weight_decay: float = 0.01
     init_images: int = 32
 
     def __post_init__(self) -> None:
-        check_choices(
-            self,
-            qalora_base=("float", "int"),
-            act_zp=("rounded", "real"),
-            exceptions=EXCEPTIONS,
-        )
+        check_choices(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -129,28 +137,34 @@ class EfficientDM:
         return Form.REAL_ZP if self.act_zp == "real" else Form.AFFINE
 
     def calibrate(
-        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+        self,
+        model: OneStepSR,
+        batches: Sequence[CalibrationBatch],
+        scope: str,
+        checkpoints: Checkpoints,
     ) -> FitLog:
         """Ranges, then one joint fit per sub-model; LoRA is merged at its end."""
         log = FitLog()
-        config = FitConfig(steps=self.steps, schedule="linear", weight_decay=self.weight_decay)
+        config = FitConfig(steps=self.steps, schedule="linear", weight_decay=WEIGHT_DECAY)
         find = partial(Quantizer.search, search=shrink_search)
+        rule = RangeRule(mode="first", include_zero=True, find=find)
         untrained = self._untrained(model)
         for sub, inputs, pairs in in_sequence(model, batches, scope):
             first = first_images(inputs, self.init_images)
-            init_ranges(sub, [first], "first", include_zero=True, find=find)
+            init_ranges(sub, [first], checkpoints, rule)
             layers = [
                 p for p in parts_of(sub) if isinstance(p, QuantizedLayer) and p not in untrained
             ]
             groups = self._groups(sub, layers, untrained)
-            fit(groups, partial(_squared_error, sub), pairs, config, log, f"{sub.name}.qalora")
+            stage = FitStage.of(sub, "qalora", log, checkpoints)
+            fit(groups, partial(_squared_error, sub), pairs, config, stage)
             merge(layers)
             for quantizer in sub_quantizers(sub):
                 quantizer.fold_scale_into_bounds()
         return log
 
     def _untrained(self, model: OneStepSR) -> set[nn.Module]:
-        """Under `native`, the 8-bit layers keep their initial ranges (methods.md 7.1)."""
+        """Under `native`, the 8-bit layers keep their initial ranges."""
         if self.exceptions != "native":
             return set()
         found = {n: m for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}
@@ -162,10 +176,10 @@ class EfficientDM:
         groups = []
         for layer in layers:
             scale, _ = layer.weight_quantizer.learn_scale()
-            lora = QALoRA(layer, self.rank, self.qalora_base == "int")
+            lora = QALoRA(layer, RANK, self.qalora_base == "int")
             parametrize.register_parametrization(layer, "weight", lora)
             groups.append(ParamGroup([lora.a, lora.b], self.lora_lr * float(scale.mean())))
-            groups.append(ParamGroup([scale], self.weight_lr))
+            groups.append(ParamGroup([scale], WEIGHT_LR))
         fixed = {q for m in untrained for q in (m.weight_quantizer, m.act_quantizer)}
         fixed |= {layer.weight_quantizer for layer in layers}
         for quantizer in sub_quantizers(sub):
@@ -184,7 +198,7 @@ def _squared_error(sub: SubModel, pair: tuple[Tensor, Tensor]) -> Tensor:
 
 
 def merge(layers: Sequence[QuantizedLayer]) -> None:
-    """Put W + B A in the place of each layer's weight; its integers are those of the last training forward."""
+    """Replace each layer's weight by W + B A, with the integers of the last training pass."""
     for layer in layers:
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
         layer.weight.requires_grad_(False)

@@ -1,14 +1,20 @@
-"""LSQ (Esser et al., ICLR 2020): learned step sizes, here for post-training quantization (methods.md 4).
+"""LSQ (Esser et al., ICLR 2020): learned step sizes, here for post-training quantization.
 
-The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weights stay frozen, only step sizes
-are learned, against the float sub-model's output (latent, x0, image); model-wise as in methods.md 2.5.
-Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp); activations unsigned where the first batch is
-non-negative, else signed. Steps are per output channel for weights (`per_channel=False` is the paper's one per
-tensor). Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
-canonical step clips almost all of a post-softmax map (methods.md 4.5b); Adam instead of the paper's SGD. The gradient scale
-g = 1 / sqrt(N Qp) counts where it does something, with optimizer="sgd" (momentum 0.9): Adam is invariant to it. One step: a
-single t, so one quantizer per tensor sees every input there is (4.4). A stage that ends above its start is undone, see FitConfig.
-lsq_plus: asymmetric with a learned zero point (rounded straight-through), after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+The paper trains weights and steps together (QAT). PTQ adaptation [ours]: weights stay frozen, only
+step sizes are learned, against the float sub-model's output (latent, x0, image), sub-model by
+sub-model (docs/methods.md#sub-models). Weights signed, no zero point, s = 2 mean|v| / sqrt(Qp);
+activations unsigned where the first batch is non-negative, else signed. Steps are per output
+channel for weights (`per_channel=False` is the paper's one per tensor).
+
+Deviations: the softmax output P starts from its maximum unless lsq_init="paper", because the
+canonical step clips almost all of a post-softmax map (docs/methods.md#lsq); Adam instead of the
+paper's SGD. The gradient scale g = 1 / sqrt(N Qp) counts where it does something, with
+optimizer="sgd" (momentum 0.9): Adam is invariant to it.
+
+One step: a single t, so one quantizer per tensor sees every input there is. A fit stage that ends
+above its start is undone, see FitConfig. lsq_plus: asymmetric with a learned zero point (rounded
+straight-through), after LSQ+ (Bhalgat et al., 2020), started from minimum and maximum.
+
 VAE: the same rules; its attention products stay float.
 """
 
@@ -22,8 +28,9 @@ import torch
 from torch import Tensor
 
 from passionsr.calibration.batches import CalibrationBatch
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.calibration.range_passes import init_ranges, set_ranges
+from passionsr.calibration.checkpoints import Checkpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit
+from passionsr.calibration.range_passes import RangeRule, init_ranges, set_ranges
 from passionsr.calibration.sub_models import (
     SubModel,
     in_sequence,
@@ -32,7 +39,7 @@ from passionsr.calibration.sub_models import (
     softmax_quantizers,
     sub_quantizers,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -42,7 +49,7 @@ from passionsr.quantization.swap import SwapRow
 
 
 def lsq_bounds(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
-    """(-Qn s, Qp s) with s = 2 mean|x| / sqrt(Qp); Qn = 0 where x is non-negative (methods.md 4.2)."""
+    """(-Qn s, Qp s) with s = 2 mean|x| / sqrt(Qp) (Sec. 2.1); Qn = 0 where x is non-negative."""
     n = quantizer.spec.levels
     unsigned = bool(x.min() >= 0) and not quantizer.spec.per_channel
     below, above = (0, n) if unsigned else ((n + 1) // 2, n // 2)
@@ -52,14 +59,20 @@ def lsq_bounds(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gradient_scale(quantizer: Quantizer, elements: int) -> float:
-    """G = 1 / sqrt(N Qp) of a quantizer with bounds; elements: N, the values that share a step (methods.md 4.2)."""
+    """The factor g = 1 / sqrt(N Qp) of a step's gradient (Sec. 2.2).
+
+    quantizer: with its initial bounds. elements: N, the number of values that share the step.
+    """
     n = quantizer.spec.levels
     unsigned = bool((quantizer.lower == 0).all())
     return (elements * (n if unsigned else n // 2)) ** -0.5
 
 
 def gradient_scales(sub: SubModel, x: Tensor) -> dict[Quantizer, float]:
-    """`gradient_scale` of every quantizer: N of a weight's channel (or layer), or of one image's activations."""
+    """`gradient_scale` of every quantizer; x: a batch of the sub-model's inputs.
+
+    N counts the values of a weight's channel (or layer), or of one image's activations.
+    """
     counts = {}
     for part in parts_of(sub):
         if isinstance(part, QuantizedLayer):
@@ -69,7 +82,7 @@ def gradient_scales(sub: SubModel, x: Tensor) -> dict[Quantizer, float]:
         counts[quantizer] = x[0].numel()
         return quantizer.lower, quantizer.upper
 
-    set_ranges(sub, [x], "first", find=count, weights=False)
+    set_ranges(sub, [x], RangeRule(mode="first", find=count, weights=False))
     return {quantizer: gradient_scale(quantizer, n) for quantizer, n in counts.items()}
 
 
@@ -77,9 +90,14 @@ def gradient_scales(sub: SubModel, x: Tensor) -> dict[Quantizer, float]:
 class LSQ:
     """Options.
 
-    act_lr, weight_lr: Adam steps of activation and weight step sizes, cosine to 0; with `relative_lr` they are
-    shares of each quantizer's mean step size. epochs: passes over the calibration set per sub-model. optimizer: "sgd" is the
-    paper's (its learning rates: 1e-3 at 8 bits, 1e-2 below), with the gradient scale.
+    lsq_plus: asymmetric, with a learned zero point.
+    lsq_init: how P's step starts, from its maximum ("minmax_p") or as every other ("paper").
+    per_channel: one weight step per output channel; False is the paper's one per layer.
+    exceptions: see `Exceptions`. epochs: passes over the calibration set per sub-model.
+    act_lr, weight_lr: learning rates of activation and weight step sizes, cosine to 0; with
+        `relative_lr` they are shares of each quantizer's mean step size.
+    optimizer: "sgd" is the paper's, with the gradient scale (its learning rates: 1e-3 at 8 bits,
+        1e-2 below).
     """
 
     lsq_plus: bool = False
@@ -93,12 +111,7 @@ class LSQ:
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
-        check_choices(
-            self,
-            lsq_init=("minmax_p", "paper"),
-            exceptions=EXCEPTIONS,
-            optimizer=("adam", "sgd"),
-        )
+        check_choices(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -117,22 +130,27 @@ class LSQ:
         )
 
     def calibrate(
-        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+        self,
+        model: OneStepSR,
+        batches: Sequence[CalibrationBatch],
+        scope: str,
+        checkpoints: Checkpoints,
     ) -> FitLog:
         """Step sizes from the first batch, then learned on the whole set."""
         log = FitLog()
         config = FitConfig(epochs=self.epochs, schedule="cosine", optimizer=self.optimizer)
         for sub, inputs, pairs in in_sequence(model, batches, scope):
-            self._init(sub, inputs)
+            self._init(sub, inputs, checkpoints)
             groups = self._groups(sub, inputs[0])
-            fit(groups, output_loss(sub), pairs, config, log, f"{sub.name}.steps")
+            stage = FitStage.of(sub, "steps", log, checkpoints)
+            fit(groups, output_loss(sub), pairs, config, stage)
             for quantizer in sub_quantizers(sub):
                 quantizer.fold_scale_into_bounds()
         return log
 
-    def _init(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+    def _init(self, sub: SubModel, inputs: Sequence[Tensor], checkpoints: Checkpoints) -> None:
         if self.lsq_plus:
-            init_ranges(sub, inputs, "first", include_zero=True)
+            init_ranges(sub, inputs, checkpoints, RangeRule(mode="first", include_zero=True))
             return
         softmax = softmax_quantizers(sub)
 
@@ -141,7 +159,8 @@ class LSQ:
                 return torch.zeros_like(quantizer.lower), x.max().reshape(1)
             return lsq_bounds(quantizer, x)
 
-        init_ranges(sub, inputs, "first", find=find, find_weight=lsq_bounds)
+        rule = RangeRule(mode="first", find=find, find_weight=lsq_bounds)
+        init_ranges(sub, inputs, checkpoints, rule)
 
     def _groups(self, sub: SubModel, x: Tensor) -> list[ParamGroup]:
         weights = {p.weight_quantizer for p in parts_of(sub) if isinstance(p, QuantizedLayer)}
@@ -155,6 +174,7 @@ class LSQ:
             unit = float(scale.mean()) if self.relative_lr else 1.0
             groups.append(ParamGroup([scale], lr * unit))
             if self.lsq_plus:
-                # A zero point is counted in steps: its move is that of the offset scale * zero_point.
+                # A zero point is counted in steps: its move is that of the offset scale *
+                # zero_point.
                 groups.append(ParamGroup([zero_point], lr * unit / float(scale.mean())))
         return groups

@@ -1,39 +1,38 @@
-"""MinMax ("MaxMin" in PassionSR's Table 2, its floor): static ranges, nothing trained (methods.md 3).
+"""MinMax ("MaxMin" in PassionSR's Table 2, its floor): static ranges, nothing is trained.
 
-Weights per output channel, activations per tensor, asymmetric, zero always inside the range
-(needed for exact zero padding), ties to even. Activation ranges are an EMA over calibration batches.
+Weights per output channel, activations per tensor, asymmetric, zero always inside the range (needed
+for exact zero padding), ties to even. Activation ranges are an EMA over calibration batches.
 Attention q, k, P, v of the UNet are quantized; biases stay float; 8-bit exceptions as PassionSR's.
-One step: a single t, so one static range per tensor is all there is. VAE: the same rules, its attention products stay float.
-Deviation: the code behind the paper's table is unreleased; ours is calibrated model-wise (2.5).
+
+One step: a single t, so one static range per tensor is all there is.
+
+VAE: the same rules, its attention products stay float.
+
+Deviation: the code behind the paper's table is unreleased; ours is calibrated sub-model by
+sub-model (docs/methods.md#sub-models). It has no options.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import get_args
 
 from passionsr.calibration.batches import CalibrationBatch
+from passionsr.calibration.checkpoints import Checkpoints
 from passionsr.calibration.fit import FitLog
-from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.range_passes import RangeRule, init_ranges
 from passionsr.calibration.sub_models import in_sequence
-from passionsr.methods.base import check_choices, quantized_copy
+from passionsr.methods.base import quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig
-from passionsr.quantization.observers import RangeMode
 from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import SwapRow
 
 
 @dataclass(frozen=True, kw_only=True)
 class MinMax:
-    """minmax_mode: "ema" (0.95 over batches), "global" (running minimum and maximum) or "first" (of the first batch)."""
-
-    minmax_mode: RangeMode = "ema"
-
-    def __post_init__(self) -> None:
-        check_choices(self, minmax_mode=get_args(RangeMode))
+    """MinMax; activation ranges are an EMA (0.95) over calibration batches."""
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
@@ -48,9 +47,13 @@ class MinMax:
         )
 
     def calibrate(
-        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+        self,
+        model: OneStepSR,
+        batches: Sequence[CalibrationBatch],
+        scope: str,
+        checkpoints: Checkpoints,
     ) -> FitLog:
         """One pass per sub-model: encoder, UNet, decoder, each fed by its quantized predecessor."""
         for sub, inputs, _ in in_sequence(model, batches, scope):
-            init_ranges(sub, inputs, self.minmax_mode, include_zero=True)
+            init_ranges(sub, inputs, checkpoints, RangeRule(include_zero=True))
         return FitLog()

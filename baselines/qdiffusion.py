@@ -1,18 +1,23 @@
-"""Q-Diffusion (Li et al., ICCV 2023): shortcut split, AdaRound block reconstruction, learned activation steps.
+"""Q-Diffusion (Li et al., ICCV 2023): shortcut split, AdaRound by blocks, activation steps.
 
-methods.md 6. Weights per channel, activations per tensor, asymmetric; ranges by the shrink search (act_init "ema" is
-the released --running_stat). The shortcut convolution of every up-block ResNet has two ranges, for the hidden
-state's channels and for the skip's, in weights and activations. Then unit by unit in execution order: rounding is
-learned against the float unit's output, on inputs from the network with quantized predecessors, and rounded
-hard; afterwards the activation scales of each unit (zero points fixed) on float inputs, p = 2.4.
-One step: uniform timestep sampling degenerates to t = 999; the calibration latents are the data (6.4).
+Weights per channel, activations per tensor, asymmetric; ranges by the shrink search (act_init "ema"
+is the released --running_stat). The shortcut convolution of every up-block ResNet has two ranges,
+for the hidden state's channels and for the skip's, in weights and activations. Then unit by unit in
+execution order: rounding is learned against the float unit's output, on inputs from the network
+with quantized predecessors, and rounded hard; afterwards the activation scales of each unit (zero
+points fixed) on float inputs, p = 2.4.
+
+One step: uniform timestep sampling degenerates to t = 999; the calibration latents are the data.
+
 VAE [ours]: the same on random crops, no split; its attention products stay float.
-Deviations: both halves of a split weight are regularised and softened (adaround_split_reg="official": the
-first only); errors are summed over channels for every unit (recon_sum="official": over dim 1, which is the token
-axis of a transformer block); P has the activations' bits unless sm_bits (16 in the released SD command);
-activation ranges are found with float activations; 8-bit exceptions are PassionSR's (the released code has none: exceptions="native");
-a long tensor is searched on its histogram; learning rates per budget as in 6.4; a unit whose rounding or steps end above their start
-goes back (6.6).
+
+Deviations: both halves of a split weight are regularised and softened
+(adaround_split_reg="official": the first only). Errors are summed over channels for every unit; the
+released code sums over dim 1, which is the token axis of a transformer block. P has the
+activations' bits unless sm_bits (16 in the released SD command). Activation ranges are found with
+float activations. The 8-bit exceptions are PassionSR's (the released code has none:
+exceptions="native"). A long tensor is searched on its histogram. Learning rates follow the budget
+(docs/methods.md#q-diffusion). A unit whose rounding or steps end above their start goes back.
 """
 
 from __future__ import annotations
@@ -21,14 +26,15 @@ from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from passionsr.calibration.batches import CalibrationBatch
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
-from passionsr.calibration.range_passes import init_ranges
+from passionsr.calibration.checkpoints import Checkpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit, mean_loss
+from passionsr.calibration.range_passes import RangeRule, init_ranges
 from passionsr.calibration.reconstruction import (
     AdaRound,
     Minibatches,
@@ -50,7 +56,7 @@ from passionsr.calibration.sub_models import (
     sub_models,
     weights_only,
 )
-from passionsr.methods.base import EXCEPTIONS, Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import Exceptions, check_choices, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -61,11 +67,11 @@ from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import SwapRow
 
 ActInit = Literal["mse", "max", "ema"]
-init_activations = partial(init_ranges, weights=False, quantized_weights=True)
+PENALTY = 0.01  # weight of the rounding penalty, lambda
 
 
 def _float_twin(model: OneStepSR) -> OneStepSR:
-    """A copy whose layers share their weights with `model` for as long as that rounds none of its own."""
+    """A copy whose layers share the weights of `model` until it rounds its own."""
     memo = {
         id(p): nn.Parameter(p.detach(), requires_grad=False)
         for part in quantized_modules(model)
@@ -76,51 +82,61 @@ def _float_twin(model: OneStepSR) -> OneStepSR:
     return deepcopy(model, memo)
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """One unit of the quantized network and the same unit of the float network."""
+
+    sub: SubModel
+    unit: Unit
+    float_sub: SubModel
+    float_unit: Unit
+
+    def capture_float(self, inputs: Sequence[Tensor]) -> Seen:
+        """What the float unit is called with and returns."""
+        return capture(self.float_unit.module, self.float_sub.run, inputs)
+
+
 @dataclass(frozen=True, kw_only=True)
 class QDiffusion:
     """Options.
 
-    weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps need the larger rate for
-    the rounding to harden (6.4). relative_lr: act_lr is a share of each scale; the released absolute step is larger
-    than the whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16.
-    batch: images per step. recon_images: images kept per unit. unet_crop, vae_crop: side in latent pixels of the
-    random crops that units are trained on, None for whole images. init_images: for the activation search.
+    weight_init, act_init: ranges by the shrink search ("mse") or from the extremes ("max"); for
+        activations also an EMA of the extremes over all batches ("ema", as released for SD).
+    sm_bits: bits of P, None for the activations' (16 as released for SD). exceptions: see
+        `Exceptions`.
+    adaround_split_reg: which halves of a split weight are regularised, "official" is the first
+    only. weight_steps at weight_lr, act_steps at act_lr: per unit; fewer than about 3,000 steps
+        need the larger rate for the rounding to harden.
+    relative_lr: act_lr is a share of each scale; the released absolute step is larger than the
+        whole scale of a softmax output (max P / 63 at 6 bits) and destroys it unless sm_bits is 16.
+    batch: images per step. recon_images: images kept per unit. vae_crop: side in latent pixels of
+        the random crops that the VAE's units are trained on, None for whole images. init_images:
+        for the activation search.
     """
 
     weight_init: Literal["mse", "max"] = "mse"
     act_init: ActInit = "mse"
     sm_bits: int | None = None
-    split_shortcut: bool = True
     adaround_split_reg: Literal["both", "official"] = "both"
-    recon_sum: Literal["channels", "official"] = "channels"
     exceptions: Exceptions = "passionsr"
     weight_steps: int = 2000
     weight_lr: float = 1e-2
     act_steps: int = 1000
     act_lr: float = 4e-4
     relative_lr: bool = False
-    penalty: float = 0.01
     batch: int = 8
     recon_images: int = 128
-    unet_crop: int | None = None
     vae_crop: int | None = 16
     init_images: int = 16
 
     def __post_init__(self) -> None:
-        check_choices(
-            self,
-            weight_init=("mse", "max"),
-            act_init=get_args(ActInit),
-            adaround_split_reg=("both", "official"),
-            recon_sum=("channels", "official"),
-            exceptions=EXCEPTIONS,
-        )
+        check_choices(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy with every layer quantized_copy, shortcuts split, attention products quantized."""
-        splits = model.family.skip_splits(model) if self.split_shortcut else {}
+        """A copy with every layer swapped, shortcuts split, attention products quantized."""
+        splits = model.family.skip_splits(model)
 
         def layer(name: str, _: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
             return LayerConfig(
@@ -137,37 +153,42 @@ class QDiffusion:
         )
 
     def calibrate(
-        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+        self,
+        model: OneStepSR,
+        batches: Sequence[CalibrationBatch],
+        scope: str,
+        checkpoints: Checkpoints,
     ) -> FitLog:
         """Per sub-model: weight ranges, AdaRound; activation ranges, activation steps."""
         log = FitLog()
         teacher = _float_twin(model)
         for quantizer in quantizers(teacher):
             quantizer.phase = Phase.FLOAT
-        teachers = {sub.name: sub for sub in sub_models(teacher, scope)}
+        float_subs = {sub.name: sub for sub in sub_models(teacher, scope)}
         for sub, inputs, _ in in_sequence(model, batches, scope):
-            self._init_weights(sub)
+            self._init_weights(sub, checkpoints)
             data = self._training_inputs(model, sub, inputs)
-            units = find_units(sub, data[0])
-            originals = find_units(teachers[sub.name], data[0])
-            for unit, original in zip(units, originals, strict=True):
-                self._round(sub, unit, teachers[sub.name], original, data, log)
-            self._init_activations(sub, inputs)
-            for unit, original in zip(units, originals, strict=True):
-                seen = capture(original.module, teachers[sub.name].run, data)
-                self._learn_steps(sub, unit, seen, log)
+            float_sub = float_subs[sub.name]
+            units = zip(find_units(sub, data[0]), find_units(float_sub, data[0]), strict=True)
+            pairs = [_Pair(sub, unit, float_sub, float_unit) for unit, float_unit in units]
+            for pair in pairs:
+                self._round(pair, data, log, checkpoints)
+            self._init_activations(sub, inputs, checkpoints)
+            for pair in pairs:
+                self._learn_steps(pair, pair.capture_float(data), log, checkpoints)
         return log
 
     # -- ranges -------------------------------------------------------------------------------
 
-    def _init_weights(self, sub: SubModel) -> None:
-        find = Quantizer.observe
+    def _init_weights(self, sub: SubModel, checkpoints: Checkpoints) -> None:
+        rule = RangeRule(include_zero=True)
         if self.weight_init == "mse":
-            find = partial(Quantizer.search, search=shrink_search)
-        include_zero = self.weight_init == "max"
-        init_ranges(sub, [], include_zero=include_zero, find_weight=find)
+            rule = RangeRule(find_weight=partial(Quantizer.search, search=shrink_search))
+        init_ranges(sub, [], checkpoints, rule)
 
-    def _init_activations(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
+    def _init_activations(
+        self, sub: SubModel, inputs: Sequence[Tensor], checkpoints: Checkpoints
+    ) -> None:
         softmax = softmax_quantizers(sub)
 
         def search(quantizer: Quantizer, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -177,20 +198,24 @@ class QDiffusion:
             low, high = quantizer.observe(x)
             return (torch.zeros_like(low) if quantizer in softmax else low), high
 
-        if self.act_init == "ema":
-            init_activations(sub, inputs, "ema", find=extremes)
-        else:
-            first = first_images(inputs, self.init_images)
-            find = search if self.act_init == "mse" else extremes
-            init_activations(sub, [first], "first", self.act_init == "max", find=find)
+        if self.act_init != "ema":
+            inputs = [first_images(inputs, self.init_images)]
+        rule = RangeRule(
+            mode="ema" if self.act_init == "ema" else "first",
+            include_zero=self.act_init == "max",
+            find=search if self.act_init == "mse" else extremes,
+            weights=False,
+            quantized_weights=True,
+        )
+        init_ranges(sub, inputs, checkpoints, rule)
 
     # -- units --------------------------------------------------------------------------------
 
     def _training_inputs(
         self, model: OneStepSR, sub: SubModel, inputs: Sequence[Tensor]
     ) -> list[Tensor]:
-        """Batches of at most recon_images images, cropped at random."""
-        side = self.unet_crop if sub.name == "unet" else self.vae_crop
+        """Batches of at most recon_images images; the VAE's are cropped at random."""
+        side = None if sub.name == "unet" else self.vae_crop
         if side is not None and sub.name == "encoder":
             side *= model.latent_factor
         images = first_images(inputs, self.recon_images)
@@ -202,29 +227,21 @@ class QDiffusion:
             crops.append(image[:, top : top + side, left : left + side])
         return list(torch.stack(crops).split(self.batch))
 
-    def _axis(self, output: Tensor) -> int:
-        return -1 if self.recon_sum == "channels" and output.ndim != 4 else 1
-
     def _round(
-        self,
-        sub: SubModel,
-        unit: Unit,
-        teacher: SubModel,
-        original: Unit,
-        data: Sequence[Tensor],
-        log: FitLog,
+        self, pair: _Pair, data: Sequence[Tensor], log: FitLog, checkpoints: Checkpoints
     ) -> None:
-        """AdaRound on one unit: inputs behind quantized predecessors, targets from the float network."""
+        """AdaRound on one unit: inputs behind quantized predecessors, targets of the float one."""
         if not self.weight_steps:
             return
+        sub, unit = pair.sub, pair.unit
         layers = unit.layers()
-        target = capture(original.module, teacher.run, data).output
+        target = pair.capture_float(data).output
         with weights_only(sub):
             seen = capture(unit.module, sub.run, data)
             rounders = soften(layers)
             batches = Minibatches(seen, target, self.batch, self.weight_steps)
-            penalty = RoundingPenalty(steps=self.weight_steps, weight=self.penalty)
-            loss = partial(self._unit_loss, unit, power=2.0)
+            penalty = RoundingPenalty(steps=self.weight_steps, weight=PENALTY)
+            loss = partial(_unit_loss, unit, power=2.0)
             start = [r.v.detach().clone() for r in rounders]
             with hard(rounders):
                 nearest = mean_loss(loss, batches)
@@ -232,17 +249,15 @@ class QDiffusion:
                 [ParamGroup([r.v for r in rounders])],
                 loss,
                 batches,
-                # Soft weights start as the float ones: their loss can only rise until they are hard.
+                # Soft weights start as the float ones: their loss can only rise until they are
+                # hard.
                 FitConfig(lr=self.weight_lr, steps=self.weight_steps, undo_worse=False),
-                log,
-                f"{sub.name}.round.{unit.name}",
+                FitStage.of(sub, f"round.{unit.name}", log, checkpoints),
                 lambda step: penalty(self._shares(layers, rounders), step),
             )
             with hard(rounders):
                 learned = mean_loss(loss, batches)
-            undone = (
-                not learned <= nearest
-            )  # a short budget can end above nearest rounding (methods.md 6.6)
+            undone = not learned <= nearest  # a short budget can end above nearest rounding
             if undone:
                 for rounder, v in zip(rounders, start, strict=True):
                     rounder.v.data.copy_(v)
@@ -253,7 +268,7 @@ class QDiffusion:
             )
 
     def _shares(self, layers: Sequence[nn.Module], rounders: Sequence[AdaRound]) -> list[Tensor]:
-        """The h of every weight that is regularised."""
+        """The shares h(V) of every weight that is regularised."""
         shares = []
         for layer, rounder in zip(layers, rounders, strict=True):
             split = layer.config.split
@@ -263,13 +278,9 @@ class QDiffusion:
                 shares.append(rounder.share())
         return shares
 
-    def _unit_loss(self, unit: Unit, batch: tuple[Seen, Tensor], power: float) -> Tensor:
-        seen, target = batch
-        output = unit.module(*seen.args, **seen.kwargs)
-        return reconstruction_loss(output, target, power, self._axis(target))
-
-    def _learn_steps(self, sub: SubModel, unit: Unit, seen: Seen, log: FitLog) -> None:
+    def _learn_steps(self, pair: _Pair, seen: Seen, log: FitLog, checkpoints: Checkpoints) -> None:
         """Activation scales of one unit, on the float network's inputs and outputs."""
+        unit = pair.unit
         found = []
         for part in quantized_modules(unit.module):
             if isinstance(part, QuantizedAttention):
@@ -278,15 +289,21 @@ class QDiffusion:
             elif isinstance(part.act_quantizer, Quantizer):
                 found.append(part.act_quantizer)
         scales = [quantizer.learn_scale()[0] for quantizer in found]
-        units = [float(s.mean()) if self.relative_lr else 1.0 for s in scales]
+        factors = [float(s.mean()) if self.relative_lr else 1.0 for s in scales]
         with set_phase(unit.module, Phase.QUANTIZED):
             fit(
-                [ParamGroup([s], unit) for s, unit in zip(scales, units, strict=True)],
-                lambda batch: self._unit_loss(unit, batch, 2.4),
+                [ParamGroup([s], factor) for s, factor in zip(scales, factors, strict=True)],
+                partial(_unit_loss, unit, power=2.4),
                 Minibatches(seen, seen.output, self.batch, self.act_steps),
                 FitConfig(lr=self.act_lr, steps=self.act_steps, schedule="cosine"),
-                log,
-                f"{sub.name}.steps.{unit.name}",
+                FitStage.of(pair.sub, f"steps.{unit.name}", log, checkpoints),
             )
         for quantizer in found:
             quantizer.fold_scale_into_bounds()
+
+
+def _unit_loss(unit: Unit, batch: tuple[Seen, Tensor], power: float) -> Tensor:
+    """Reconstruction loss of a unit's output, summed over its channels."""
+    seen, target = batch
+    output = unit.module(*seen.args, **seen.kwargs)
+    return reconstruction_loss(output, target, power, 1 if target.ndim == 4 else -1)

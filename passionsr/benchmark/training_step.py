@@ -16,7 +16,7 @@ from tabulate import tabulate
 from torch import Tensor
 
 from passionsr.calibration.batches import CalibrationBatch
-from passionsr.calibration.range_passes import init_let, init_ranges
+from passionsr.calibration.range_passes import init_let, set_ranges
 from passionsr.calibration.sub_models import in_sequence
 from passionsr.methods.passionsr import PassionSR, lbq_groups, let_groups
 from passionsr.models.one_step import OneStepSR
@@ -41,8 +41,8 @@ def step_ratios(model: OneStepSR, repeats: int = 10, threads: int = 1) -> str:
     batch = CalibrationBatch(latent, latent, latent, latent)
     groups = {}
     for sub, inputs, _ in in_sequence(quantized, [batch], "U"):
-        init_let(sub, inputs, 0.3, "ratio")
-        init_ranges(sub, inputs)
+        init_let(sub, inputs)
+        set_ranges(sub, inputs)
         let = [p for g in let_groups(sub, 1.0) for p in g.params]
         lbq = [p for g in lbq_groups(sub, 1.0) for p in g.params]
         groups = {"LET": let, "LBQ": lbq, "LET + LBQ": let + lbq}

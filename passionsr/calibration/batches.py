@@ -1,4 +1,4 @@
-"""Calibration batches: the float teacher's view of the calibration images, with named fields."""
+"""Calibration batches: images and what the float model makes of them."""
 
 from __future__ import annotations
 
@@ -15,11 +15,13 @@ from passionsr.utils.files import UserError, atomic_path
 
 @dataclass(frozen=True)
 class CalibrationBatch:
-    """One batch and what the float model makes of it (methods.md 2.4).
+    """One batch of images and the float model's outputs for it.
 
-    image: upscaled LR (N, 3, H, W) in [0, 1]. latent: (N, 4, h, w) scaled posterior mean.
-    x0: (N, 4, h, w) from the float UNet. output: (N, 3, H, W) decoded, not clamped. latent_std: scaled
-    posterior deviation. hr: ground truth (N, 3, H, W) in [0, 1], where given.
+    image: upscaled LR (N, 3, H, W) in [0, 1].
+    latent, latent_std: mean and standard deviation of the posterior, scaled, (N, 4, h, w) each.
+    x0: the float UNet's, (N, 4, h, w).
+    output: the float decoder's image (N, 3, H, W), not clamped.
+    hr: ground truth (N, 3, H, W) in [0, 1], where given.
     """
 
     image: Tensor
@@ -39,11 +41,17 @@ def make_batches(
     targets: Sequence[Tensor] | None = None,
     folder: Path | None = None,
 ) -> list[CalibrationBatch]:
-    """Shuffle (seeded), batch and run the float teacher once.
+    """Shuffle the images, batch them and run the float model on each batch.
 
-    Args: images: (1, 3, H, W) each, one size. targets: their ground truth, for the switches that ask for it.
-        folder: keep the batches in files there, mapped into memory: same values, read when used, on the CPU.
-    Raises UserError if there are none or sizes differ.
+    Args:
+        teacher: the float model.
+        images: upscaled LR (1, 3, H, W) in [0, 1] each, of one size.
+        batch_size: images per batch; the last batch has the rest.
+        seed: of the order of the images.
+        targets: their ground truth (1, 3, H, W), for options that ask for it.
+        folder: keep the batches in files there, mapped into memory: same values, read when used, on
+            the CPU.
+    Raises UserError if there are no images or their sizes differ.
     """
     if not images:
         raise UserError("no calibration images")
@@ -63,7 +71,10 @@ def make_batches(
 
 
 def _on_disk(batch: CalibrationBatch, folder: Path, number: int) -> CalibrationBatch:
-    """The batch in one file per tensor: a page of memory begins each, so kernels see the alignment of ordinary tensors."""
+    """The batch with each tensor mapped from a file of its own.
+
+    A mapping begins at a page of memory, so kernels see the alignment of ordinary tensors.
+    """
 
     def mapped(name: str, tensor: Tensor | None) -> Tensor | None:
         if tensor is None:

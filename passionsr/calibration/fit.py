@@ -1,32 +1,45 @@
-"""The one training loop: what to learn and what to match are arguments."""
+"""The one training loop of every calibration: what to learn and what to match are arguments."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
-from passionsr.calibration.checkpoints import checkpointed
+from passionsr.calibration.checkpoints import Checkpoints, NoCheckpoints
+from passionsr.calibration.sub_models import SubModel, sub_quantizers
 from passionsr.utils.system import peak_mib
 
 progress = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
+Regulariser = Callable[[int], Tensor | float]
+
+
+def every_step(step: int, batches: int) -> bool:
+    """Gradients are cleared before each step, counted from 0."""
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
 class FitConfig:
-    """Adam (AdamW with `weight_decay`), or SGD with momentum 0.9, for `steps`, or `epochs` passes where steps is None.
+    """How a fit stage trains.
 
-    schedule: "constant"; "cosine" or "linear" to 0 over the run; "halves": times `decay` in the second
-    half of the epochs. zero_grad: "epoch" lets gradients add up over an epoch, PassionSR's released bug.
-    undo_worse [ours]: parameters go back to where they started if the loss ends higher; steps that are too large for
-    a range then cost nothing, for any method.
+    lr: learning rate, multiplied by each group's own factor. epochs: passes over the batches;
+        steps: their number instead, where given.
+    schedule: of the learning rate: "constant"; "cosine" or "linear" to 0 over the fit stage;
+        "halves": times `decay` in the second half of the epochs.
+    optimizer: Adam (AdamW with `weight_decay`), or SGD with momentum 0.9.
+    clears_gradients: (step, number of batches) -> whether gradients are cleared before this step.
+    undo_worse [ours]: parameters go back to where they started if the loss ends higher, so that a
+        learning rate that is too large for a range costs nothing.
     """
 
     lr: float = 1.0
@@ -36,7 +49,7 @@ class FitConfig:
     decay: float = 1.0
     weight_decay: float = 0.0
     optimizer: Literal["adam", "sgd"] = "adam"
-    zero_grad: Literal["step", "epoch"] = "step"
+    clears_gradients: Callable[[int, int], bool] = every_step
     undo_worse: bool = True
 
     def total(self, batches: int) -> int:
@@ -44,7 +57,7 @@ class FitConfig:
         return self.epochs * batches if self.steps is None else self.steps
 
     def factor(self, step: int, batches: int) -> float:
-        """The learning rate's factor at a step."""
+        """The learning rate's factor at a step, counted from 0."""
         share = step / max(1, self.total(batches))
         if self.schedule == "cosine":
             return 0.5 * (1 + math.cos(math.pi * share))
@@ -56,9 +69,11 @@ class FitConfig:
 
 @dataclass
 class FitLog:
-    """One row per step, and per stage the mean loss over a few batches before and after.
+    """What the fit stages of a calibration report.
 
-    A stage's peak_mib is the process's largest so far.
+    rows: one per step: stage, epoch, step and the loss of its batch. stages: one per fit stage: its
+    mean loss over a few batches before and after, whether it was undone, steps, parameters,
+    seconds, and the largest memory of the process so far (MiB).
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -66,14 +81,33 @@ class FitLog:
 
 
 @dataclass(frozen=True)
+class FitStage:
+    """One fit of a calibration: its name, where it reports and what keeps its result.
+
+    state: tensors besides the parameters that forward passes change; a checkpoint holds them, too.
+    """
+
+    name: str
+    log: FitLog
+    checkpoints: Checkpoints = NoCheckpoints()  # noqa: RUF009 (it has no state)
+    state: Sequence[Tensor] = ()
+
+    @classmethod
+    def of(cls, sub: SubModel, name: str, log: FitLog, checkpoints: Checkpoints) -> FitStage:
+        """The fit stage `name` of a sub-model, such as "unet.let"."""
+        state = [tensor for q in sub_quantizers(sub) for tensor in q.forward_state()]
+        return cls(f"{sub.name}.{name}", log, checkpoints, state)
+
+
+@dataclass(frozen=True)
 class ParamGroup:
-    """Parameters with their own multiple of the learning rate."""
+    """Parameters with their own factor of the learning rate."""
 
     params: Sequence[nn.Parameter]
     lr_scale: float = 1.0
 
 
-EVALUATED = 8  # batches that the loss before and after a stage is measured on
+EVALUATED = 8  # batches that the loss before and after a fit stage is measured on
 
 
 @torch.no_grad()
@@ -88,20 +122,94 @@ def fit(
     loss_fn: Callable[[Batch], Tensor],
     batches: Sequence[Batch],
     config: FitConfig,
-    log: FitLog,
-    stage: str,
-    regulariser: Callable[[int], Tensor | float] | None = None,
+    stage: FitStage,
+    regulariser: Regulariser | None = None,
 ) -> None:
-    """`train`, at most once per run: inside `resume.resumable` a stage that an earlier attempt finished is not repeated."""
+    """`train`, unless the stage's checkpoints already have its result."""
 
     def work() -> dict[str, list[dict[str, Any]]]:
         own = FitLog()
-        train(groups, loss_fn, batches, config, own, stage, regulariser)
+        train(groups, loss_fn, batches, config, replace(stage, log=own), regulariser)
         return {"rows": own.rows, "stages": own.stages}
 
-    made = checkpointed(stage, [p for group in groups for p in group.params], work)
-    log.rows += made["rows"]
-    log.stages += made["stages"]
+    changed = [*(p for group in groups for p in group.params), *stage.state]
+    made = stage.checkpoints.run(stage.name, changed, work)
+    stage.log.rows += made["rows"]
+    stage.log.stages += made["stages"]
+
+
+def train(
+    groups: Sequence[ParamGroup],
+    loss_fn: Callable[[Batch], Tensor],
+    batches: Sequence[Batch],
+    config: FitConfig,
+    stage: FitStage,
+    regulariser: Regulariser | None = None,
+) -> None:
+    """Minimise `loss_fn` over `groups`; every other tensor keeps its bits.
+
+    The parameters require a gradient only inside this call. Batches come in the given order, over
+    and over (they were shuffled once, with the run's seed).
+
+    Args: regulariser: of the step (from 1), added to the loss that is minimised, but not to what is
+        logged.
+    Raises FloatingPointError, naming fit stage and step, if the loss is not finite.
+    """
+    params = [p for group in groups for p in group.params]
+    total = config.total(len(batches))
+    if not params or total == 0:
+        return
+    started = time.perf_counter()
+    before = mean_loss(loss_fn, batches)
+    start = [p.detach().clone() for p in params] if config.undo_worse else []
+    with _trainable(params):
+        _take_steps(groups, loss_fn, batches, config, stage, regulariser)
+    after = mean_loss(loss_fn, batches)
+    undone = config.undo_worse and not after <= before
+    if undone:
+        with torch.no_grad():
+            for parameter, value in zip(params, start, strict=True):
+                parameter.copy_(value)
+    row = {
+        "stage": stage.name,
+        "loss_before": before,
+        "loss_after": before if undone else after,
+        "undone": undone,
+        "steps": total,
+        "parameters": sum(p.numel() for p in params),
+        "seconds": time.perf_counter() - started,
+        "peak_mib": round(peak_mib()),
+    }
+    stage.log.stages.append(row)
+    progress.info("%(stage)s: %(steps)d steps, %(seconds).1f s, %(peak_mib)d MiB", row)
+
+
+def _take_steps(
+    groups: Sequence[ParamGroup],
+    loss_fn: Callable[[Batch], Tensor],
+    batches: Sequence[Batch],
+    config: FitConfig,
+    stage: FitStage,
+    regulariser: Regulariser | None,
+) -> None:
+    """The optimizer's steps of `train`, one logged row each."""
+    count = len(batches)
+    optimizer = _optimizer(groups, config)
+    schedule = LambdaLR(optimizer, lambda step: config.factor(step, count))
+    for step in range(config.total(count)):
+        loss = loss_fn(batches[step % count])
+        value = float(loss.detach())
+        if regulariser is not None:
+            loss = loss + regulariser(step + 1)
+        if not math.isfinite(float(loss.detach())):
+            raise FloatingPointError(f"{stage.name}: the loss is {value} at step {step}")
+        if config.clears_gradients(step, count):
+            optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        row = {"stage": stage.name, "epoch": step // count, "step": step, "loss": value}
+        stage.log.rows.append(row)
 
 
 def _optimizer(groups: Sequence[ParamGroup], config: FitConfig) -> torch.optim.Optimizer:
@@ -112,69 +220,14 @@ def _optimizer(groups: Sequence[ParamGroup], config: FitConfig) -> torch.optim.O
     return kind(chosen, betas=(0.9, 0.999), weight_decay=config.weight_decay)
 
 
-def train(
-    groups: Sequence[ParamGroup],
-    loss_fn: Callable[[Batch], Tensor],
-    batches: Sequence[Batch],
-    config: FitConfig,
-    log: FitLog,
-    stage: str,
-    regulariser: Callable[[int], Tensor | float] | None = None,
-) -> None:
-    """Minimise `loss_fn` over `groups`; everything else keeps its bits.
-
-    The parameters require a gradient only inside this call.
-    Batches come in the given order, over and over (they were shuffled once, with the run's seed).
-    regulariser: of the step (from 1), added to the loss that is minimised, but not to what is logged.
-    Raises FloatingPointError, naming stage and step, if the loss is not finite.
-    """
-    params = [p for group in groups for p in group.params]
-    total = config.total(len(batches))
-    if not params or total == 0:
-        return
-    started = time.perf_counter()
-    before = mean_loss(loss_fn, batches)
-    start = [p.detach().clone() for p in params] if config.undo_worse else []
-    optimizer = _optimizer(groups, config)
-    rates = [group["lr"] for group in optimizer.param_groups]
+@contextlib.contextmanager
+def _trainable(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Parameters require a gradient inside, and have none afterwards."""
     for parameter in params:
         parameter.requires_grad_(True)
     try:
-        for step in range(total):
-            for group, rate in zip(optimizer.param_groups, rates, strict=True):
-                group["lr"] = rate * config.factor(step, len(batches))
-            loss = loss_fn(batches[step % len(batches)])
-            value = float(loss.detach())
-            if regulariser is not None:
-                loss = loss + regulariser(step + 1)
-            if not math.isfinite(float(loss.detach())):
-                raise FloatingPointError(f"{stage}: the loss is {value} at step {step}")
-            if config.zero_grad == "step" or step % len(batches) == 0:
-                optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            optimizer.step()
-            epoch = step // len(batches)
-            log.rows.append({"stage": stage, "epoch": epoch, "step": step, "loss": value})
+        yield
     finally:
         for parameter in params:
             parameter.requires_grad_(False)
             parameter.grad = None
-    after = mean_loss(loss_fn, batches)
-    undone = config.undo_worse and not after <= before
-    if undone:
-        with torch.no_grad():
-            for parameter, value in zip(params, start, strict=True):
-                parameter.copy_(value)
-    log.stages.append(
-        {
-            "stage": stage,
-            "loss_before": before,
-            "loss_after": before if undone else after,
-            "undone": undone,
-            "steps": total,
-            "parameters": sum(p.numel() for p in params),
-            "seconds": time.perf_counter() - started,
-            "peak_mib": round(peak_mib()),
-        }
-    )
-    progress.info("%(stage)s: %(steps)d steps, %(seconds).1f s, %(peak_mib)d MiB", log.stages[-1])

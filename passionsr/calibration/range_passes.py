@@ -1,15 +1,14 @@
-"""Passes over calibration inputs that set ranges and LET's scales."""
+"""Passes over calibration inputs that set the quantizers' ranges and LET's scales."""
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from passionsr.calibration.checkpoints import checkpointed
+from passionsr.calibration.checkpoints import Checkpoints
 from passionsr.calibration.sub_models import (
     SubModel,
     _all,
@@ -24,57 +23,80 @@ from passionsr.quantization.observers import RangeMode
 from passionsr.quantization.quantizer import Finder, Quantizer, observing
 
 
-def _checkpointed_call(function: Callable[..., None]) -> Callable[..., None]:
-    """A function of a sub-model that sets its bounds becomes a stage that a restart does not repeat."""
+@dataclass(frozen=True, kw_only=True)
+class RangeRule:
+    """How ranges are made from weights and calibration inputs.
 
-    @functools.wraps(function)
-    def stage(sub: SubModel, *args: Any, **kwargs: Any) -> None:
-        bounds = [bound for q in sub_quantizers(sub) for bound in (q.lower, q.upper)]
-        checkpointed(f"{sub.name}.ranges", bounds, lambda: function(sub, *args, **kwargs))
+    mode, momentum: how the ranges of batches are combined, see `RangeObserver`; "first" runs one
+        batch only.
+    include_zero: widen each range until it holds 0, for exact zero padding.
+    find, find_weight: (quantizer, tensor) -> range of an activation batch, and of a weight; by
+        default their minimum and maximum.
+    weights: False leaves the weight ranges as they are.
+    quantized_weights: run the pass with quantized weights instead of float ones (activations are
+        float either way).
+    """
 
-    return stage
+    mode: RangeMode = "ema"
+    momentum: float = 0.95
+    include_zero: bool = False
+    find: Finder = Quantizer.observe
+    find_weight: Finder = Quantizer.observe
+    weights: bool = True
+    quantized_weights: bool = False
+
+
+MINIMUM_AND_MAXIMUM = RangeRule()
 
 
 @torch.no_grad()
 def set_ranges(
-    sub: SubModel,
-    inputs: Sequence[Tensor],
-    mode: RangeMode = "ema",
-    include_zero: bool = False,
-    momentum: float = 0.95,
-    find: Finder | None = None,
-    find_weight: Finder = Quantizer.observe,
-    weights: bool = True,
-    quantized_weights: bool = False,
+    sub: SubModel, inputs: Sequence[Tensor], rule: RangeRule = MINIMUM_AND_MAXIMUM
 ) -> None:
-    """Weight bounds from the weights, activation bounds from one pass over `inputs`.
-
-    find, find_weight: other statistics than minimum and maximum, see `observing`. weights: False leaves
-    the weight bounds as they are. quantized_weights: the
-    pass runs with quantized weights instead of float ones (activations are float either way).
-    """
+    """Set weight ranges from the weights, activation ranges from one pass over `inputs`."""
     for part in parts_of(sub):
-        if weights and isinstance(part, QuantizedLayer):
-            part.init_weights(include_zero, find_weight)
-    with _all([observing(m, mode, include_zero, momentum, find) for m in sub.modules]):
-        if quantized_weights:
+        if rule.weights and isinstance(part, QuantizedLayer):
+            part.init_weights(rule.include_zero, rule.find_weight)
+    observe = [
+        observing(m, rule.mode, rule.include_zero, rule.momentum, rule.find) for m in sub.modules
+    ]
+    with _all(observe):
+        if rule.quantized_weights:
             _quantize_weights(sub)
-        for x in inputs[:1] if mode == "first" else inputs:
+        for x in inputs[:1] if rule.mode == "first" else inputs:
             sub.run(x)
 
 
-# Inside a fit `set_ranges`; as a step of a calibration this.
-init_ranges = _checkpointed_call(set_ranges)
+def init_ranges(
+    sub: SubModel,
+    inputs: Sequence[Tensor],
+    checkpoints: Checkpoints,
+    rule: RangeRule = MINIMUM_AND_MAXIMUM,
+) -> None:
+    """`set_ranges` as a part of a calibration, which a restart does not repeat."""
+    changed = [
+        tensor
+        for quantizer in sub_quantizers(sub)
+        for tensor in (quantizer.lower, quantizer.upper, *quantizer.forward_state())
+    ]
+    checkpoints.run(f"{sub.name}.ranges", changed, lambda: set_ranges(sub, inputs, rule))
 
 
 @torch.no_grad()
 def init_let(
-    sub: SubModel, inputs: Sequence[Tensor], alpha: float, mode: ScaleInit, go_on: bool = False
+    sub: SubModel,
+    inputs: Sequence[Tensor],
+    mode: ScaleInit = "ratio",
+    continued: bool = False,
 ) -> None:
-    """Set LET's scales by one float pass over `inputs` (EMA 0.9); go_on: from where they are."""
+    """Set LET's scales by one float pass over `inputs`, as an EMA (0.9) over batches.
+
+    mode: see `init_scale`. continued: the average goes on from the present scales instead of
+        starting anew.
+    """
     parts = [p for p in parts_of(sub) if p.config.let]
     for part in parts:
-        part.start_collecting(alpha, mode, reset=not go_on)
+        part.start_collecting(mode, reset=not continued)
     try:
         with _all([as_float(m) for m in sub.modules]):
             for x in inputs:

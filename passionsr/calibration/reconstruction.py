@@ -1,7 +1,9 @@
-"""Block reconstruction, shared by the methods that train unit by unit (AdaRound, BRECQ; methods.md 6.3).
+"""Block reconstruction: training a unit of a network at a time against the float network's.
 
-A unit is a ResNet or transformer block, or a loose layer. Its inputs and the float model's outputs are captured
-once for a few images, then its rounding or its activation scales are fitted on random minibatches.
+A unit is a ResNet or transformer block, or a layer outside of both (BRECQ: Li et al., ICLR 2021,
+Sec. 3). Its inputs and the float unit's outputs are captured once for a few images; then its
+rounding (AdaRound: Nagel et al., ICML 2020, Sec. 3) or its activation scales are trained on random
+minibatches.
 """
 
 from __future__ import annotations
@@ -23,14 +25,18 @@ GAMMA, ZETA = -0.1, 1.1  # the rectified sigmoid's stretch
 
 
 class AdaRound(nn.Module):
-    """W -> scale (clamp(floor(W / scale) + h(V) + z, 0, n) - z), as a parametrization of a layer's weight.
+    """W -> scale (clamp(floor(W / scale) + h(V) + z, 0, n) - z), as a layer's parametrization.
 
-    h(V) = clamp(1.2 sigmoid(V) - 0.1, 0, 1) starts at the fraction W / scale - floor(W / scale), so the soft weight is
-    W where it is not clamped. `hard` rounds up where V >= 0. The weight quantizer must pass it through.
+    h(V) = clamp(1.2 sigmoid(V) - 0.1, 0, 1), AdaRound's rectified sigmoid, starts at the fraction
+    W / scale - floor(W / scale), so the soft weight is W where it is not clamped. `hard` rounds up
+    where V >= 0. The weight quantizer must be in the phase FLOAT meanwhile.
     """
 
     def __init__(self, weight: Tensor, quantizer: Quantizer):
         super().__init__()
+        self.floor: Tensor
+        self.scale: Tensor
+        self.zero_point: Tensor
         levels = quantizer.spec.levels
         with torch.no_grad():
             scale, zero_point = quantizer.grid(weight)
@@ -56,7 +62,11 @@ class AdaRound(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class RoundingPenalty:
-    """lambda sum(1 - |2 h - 1|^beta): pushes h to 0 or 1; beta falls linearly, after a share without penalty."""
+    """AdaRound's penalty lambda sum(1 - |2 h - 1|^beta), which pushes h to 0 or 1.
+
+    steps: of the fit stage. weight: lambda. warmup: share of the steps without penalty, after which
+    beta falls linearly from `start` to `end`.
+    """
 
     steps: int
     weight: float = 0.01
@@ -73,7 +83,7 @@ class RoundingPenalty:
         return self.end + (self.start - self.end) * max(0.0, 1 - share)
 
     def __call__(self, shares: Sequence[Tensor], step: int) -> Tensor | float:
-        """The penalty of several layers' h."""
+        """The penalty of several layers' h at a step, counted from 1."""
         if step < self.warmup * self.steps:
             return 0.0
         beta = self.beta(step)
@@ -92,7 +102,7 @@ def reconstruction_loss(
 
 @dataclass(frozen=True)
 class Unit:
-    """A module that is reconstructed as one."""
+    """A module that is reconstructed as a whole; name: its path in the sub-model."""
 
     name: str
     module: nn.Module
@@ -137,14 +147,14 @@ class _UnitSeenError(Exception):
 
 @dataclass(frozen=True)
 class Seen:
-    """What units were called with and returned, images along dim 0 of every tensor."""
+    """The arguments and the output of a unit's calls, with images along dim 0 of every tensor."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     output: Tensor
 
     def images(self, index: Tensor) -> Seen:
-        """The images of `index` only."""
+        """The same for the images of `index` only."""
         count = self.output.shape[0]
 
         def pick(value: Any) -> Any:
@@ -157,7 +167,7 @@ class Seen:
 
 @torch.no_grad()
 def capture(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence[Tensor]) -> Seen:
-    """Run each input up to `module` and keep what it was given and what it returned."""
+    """Run each input up to `module` and record the arguments and the output of its call, joined."""
     seen: list[Seen] = []
 
     def keep(_: nn.Module, args: Any, kwargs: Any, output: Tensor) -> None:
@@ -185,18 +195,18 @@ def capture(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence
 
 
 class Minibatches(Sequence[tuple[Seen, Tensor]]):
-    """`count` random minibatches (unit inputs, target outputs), drawn once from torch's generator."""
+    """`count` random minibatches (unit inputs, target outputs), drawn by torch's generator."""
 
     def __init__(self, seen: Seen, target: Tensor, size: int, count: int):
         self.seen, self.target = seen, target
         images = target.shape[0]
-        self.index = [torch.randperm(images)[:size] for _ in range(max(1, count))]
+        self.chosen = [torch.randperm(images)[:size] for _ in range(max(1, count))]
 
     def __len__(self) -> int:
-        return len(self.index)
+        return len(self.chosen)
 
     def __getitem__(self, i: Any) -> Any:
-        index = self.index[i]
+        index = self.chosen[i]
         return self.seen.images(index), self.target[index]
 
 
@@ -216,7 +226,7 @@ def soften(layers: Sequence[QuantizedLayer]) -> list[AdaRound]:
 
 @contextlib.contextmanager
 def hard(rounders: Sequence[AdaRound]) -> Iterator[None]:
-    """Round hard inside; before any training that is nearest rounding."""
+    """Context: round hard. Before any training that is rounding to the nearest."""
     for rounder in rounders:
         rounder.hard = True
     try:
@@ -227,7 +237,7 @@ def hard(rounders: Sequence[AdaRound]) -> Iterator[None]:
 
 
 def harden(layers: Sequence[QuantizedLayer], rounders: Sequence[AdaRound]) -> None:
-    """End `soften`: weights become grid points, which their quantizer reproduces exactly."""
+    """End `soften`: weights become points of the grid, which their quantizer reproduces exactly."""
     for layer, rounder in zip(layers, rounders, strict=True):
         rounder.hard = True
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)

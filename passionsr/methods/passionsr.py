@@ -1,168 +1,199 @@
-"""PassionSR (CVPR 2025): LBQ + LET + DQC (methods.md 8), and its ablations as options.
+"""PassionSR (CVPR 2025): learned bounds and an equivalent transformation, trained separately.
 
-LBQ: learned bounds of weights, activations and biases. LET: learnable equivalent transformation of
-layers and attention. DQC: LET and LBQ in separate stages, ranges re-estimated in between, sub-models in
-sequence. Defaults are the mathematically right forms of methods.md 0.1: per-step zero_grad, x0-space loss
-for the UNet, float decoder output as decoder target, channel-axis split, posterior mean, ranges by EMA
-over the whole calibration set.
+LBQ: learned bounds of weights, activations and biases (Eq. 3). LET: learnable equivalent
+transformation of layers (Eq. 5) and attention. DQC: LET and LBQ are trained in separate fit stages,
+ranges are estimated anew in between (Sec. 3.4.1), and sub-models follow each other.
+docs/methods.md#passionsr has the equations and all defaults.
 
-Adapted [ours]: nothing for one step, it is the paper's setting: t = 999 is constant, so ranges and LET serve one
-distribution. VAE: encoder and decoder are sub-models of the same sequence, without split, their attention products float (8.1).
+One step: the setting is the paper's own. t = 999 is constant, so ranges and LET serve one
+distribution.
 
-Deviations: s is learnt as log s, so it stays positive (8.2 allows it); by default lbq_lr is relative to each
-range's width (8.3) or level; s_j of self-attention is used only where `let_latent_size` fixes the token count. Scales and ranges are set
-sub-model by sub-model, in one pass each, with quantizers off (so those of P and s_j come from float q and k, 13.5; they are quantized in
-every pass that trains). The border term of o stays float. A stage that ends above its start is undone (`undo_worse`).
+VAE: encoder and decoder are sub-models of the same sequence, without split; their attention
+products stay float.
+
+Defaults are the paper's forms; `official` switches to the released code's, see `released`.
+
+Deviations [ours]: s is learned as log s, so that it stays positive. `lbq_lr` is relative to each
+range by default (`lr_unit`). s_j of self-attention is used only where `let_latent_size` fixes the
+number of tokens. Scales and ranges are set sub-model by sub-model, in one pass each, with
+quantizers off, so those of P and s_j come from float q and k; every training pass has q and k
+quantized. The border term of o stays float. `undo_worse` undoes a fit stage.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from passionsr.calibration.batches import CalibrationBatch
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
-from passionsr.calibration.range_passes import init_let, init_ranges, set_ranges
+from passionsr.calibration.checkpoints import Checkpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, every_step, fit
+from passionsr.calibration.range_passes import init_let, init_ranges
 from passionsr.calibration.sub_models import SubModel, in_sequence, mse_to, parts_of, sub_quantizers
-from passionsr.methods.base import check_choices, quantized_copy
+from passionsr.methods import released
+from passionsr.methods.base import check_choices, option, quantized_copy
 from passionsr.models.one_step import OneStepSR
-from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
+from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.equivalent_transform import ChannelTransform, LearnedScale, ScaleInit
 from passionsr.quantization.layer import LayerConfig
-from passionsr.quantization.observers import RangeMode
+from passionsr.quantization.parts import STANDARD, Parts
 from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.spec import Form, Scheme
 from passionsr.quantization.swap import SwapRow, match_attention
 from passionsr.utils.files import UserError
 
-Item = tuple[Tensor, CalibrationBatch]
 LrUnit = Literal["width", "level", "absolute"]
-OFFICIAL: dict[str, Any] = {
-    "lbq_form": "int_zp_stale",
-    "quantize_bias": "official",
-    "let_linear_offset": "official",
-    "let_2d_stat": "official",
-    "act_split_axis": "tokens",
-    "act_range_init": "official",
-    "lbq_reinit_after_let": False,
-    "zero_grad": "epoch",
-    "unet_let_loss": "eps",
-    "decoder_target": "hr",
-    "encoder_noise": "independent",
-}
-CHOICES: dict[str, tuple[Any, ...]] = {
-    "lbq_form": ("real_offset", "int_zp", "int_zp_stale"),
-    "let_scale_init": ("ratio", "smoothquant"),
-    "quantize_bias": (True, False, "official"),
-    "let_linear_offset": ("right", "official"),
-    "let_2d_stat": ("channel", "official"),
-    "act_split_axis": ("channels", "tokens"),
-    "act_range_init": ("ema", "global", "first", "official"),
-    "lbq_reinit_after_let": (True, False, "sample"),
-    "zero_grad": ("step", "epoch"),
-    "unet_let_loss": ("x0", "eps"),
-    "decoder_target": ("float", "hr"),
-    "encoder_noise": ("mean", "independent"),
-    "lr_unit": get_args(LrUnit),
-}
+# Scope -> factor of the learning rates in the second half of the UNet's fit stages, as released.
+UNET_DECAY = {"U": 0.1, "UV": 0.2}
 
 
 @dataclass(frozen=True, kw_only=True)
 class PassionSR:
-    """Options; the ablations are let=False, lbq=False, dqc=False (methods.md 8.4).
+    """PassionSR and its ablations (let=False, lbq=False or dqc=False), as options.
 
-    epochs: per stage with DQC; without it one stage of 2 * epochs, as in the paper's ablation.
-    let_lr: Adam step of log s and o. lbq_lr: Adam step of a bound, as a share of its range's width.
-    lr_unit [ours]: "width" is the above; "level" gives both in quantization levels: one step moves a bound, and what LET puts at the end of an
-    activation's range, by that many levels, at any bit width (a width has 15 levels at 4 bits and 255 at 8); "absolute" gives both
-    as they are, the released 1e-5 for instance (`paper` in config/budgets.yaml).
-    unet_decay: factor of both in the second half of a UNet stage; None is the released one, 0.2 in UV and 0.1 in U (8.3).
-    quantize_bias: biases at weight bits, per tensor (8.1).
-    What follows reproduces released behaviour that differs from the paper or is wrong (methods.md 0.1), each alone:
-    let_linear_offset, let_2d_stat, act_split_axis ("tokens"), lbq_form ("int_zp_stale"), act_range_init
-    ("official": first batch for layers, under the first batch's s, which then moves on; EMA for attention), lbq_reinit_after_let
-    (False: the UV script; "sample": the U script, bounds are each LET step's own extremes, at the end the last one's), zero_grad ("epoch"),
-    unet_let_loss ("eps"), decoder_target ("hr"), encoder_noise ("independent"), quantize_bias ("official": LET's
-    bias term stays float). official() sets them all. undo_worse: see FitConfig. let_latent_size: side of the latents that s_j
-    of self-attention is made for; None keeps s_j = 1 there and any image size.
+    Each field says what it does in its metadata ("help"); those of released behaviour have its
+    value, too ("official").
     """
 
-    let: bool = True
-    lbq: bool = True
-    dqc: bool = True
-    lbq_form: str = "real_offset"
-    split: bool = True
-    quantize_bias: bool | Literal["official"] = True
-    let_alpha: float = 0.3
-    let_scale_init: ScaleInit = "ratio"
-    let_latent_size: int | None = None
-    let_linear_offset: Literal["right", "official"] = "right"
-    let_2d_stat: Literal["channel", "official"] = "channel"
-    act_split_axis: Literal["channels", "tokens"] = "channels"
-    act_range_init: RangeMode | Literal["official"] = "ema"
-    lbq_reinit_after_let: bool | Literal["sample"] = True
-    zero_grad: Literal["step", "epoch"] = "step"
-    undo_worse: bool = True
-    unet_let_loss: Literal["x0", "eps"] = "x0"
-    decoder_target: Literal["float", "hr"] = "float"
-    encoder_noise: Literal["mean", "independent"] = "mean"
-    epochs: int = 2
-    let_lr: float = 1e-5
-    lbq_lr: float = 1e-4
-    lr_unit: LrUnit = "width"
-    unet_decay: float | None = None
+    let: bool = option(True, "learnable equivalent transformation; else s = 1 and o = 0")
+    lbq: bool = option(True, "train the bounds; else they are the extremes, estimated after LET")
+    dqc: bool = option(True, "LET and LBQ in separate fit stages; else in one of twice the epochs")
+    let_scale_init: ScaleInit = option(  # noqa: RUF009 (a field)
+        "ratio", "initial s: (max|x| / max|W|)^0.3, or SmoothQuant's formula, which the paper names"
+    )
+    let_latent_size: int | None = option(
+        None,
+        "side of the latents that s_j of self-attention is made for; None keeps s_j = 1 (any size)",
+    )
+    epochs: int = option(2, "passes over the calibration set per fit stage")
+    let_lr: float = option(1e-5, "Adam's step of log s and o, in lr_unit")
+    lbq_lr: float = option(1e-4, "Adam's step of a bound, in lr_unit")
+    lr_unit: LrUnit = option(  # noqa: RUF009 (a field)
+        "width",
+        "width: lbq_lr is a share of each range's width, let_lr is absolute; level: both count "
+        "quantization levels, so one step moves as many at any bit width; absolute: both as given",
+    )
+    undo_worse: bool = option(True, "undo a fit stage that ends above its start", official=False)
+    official: bool = option(
+        False,
+        "the released script for UNet + VAE: every switch left at its default takes that value",
+    )
+    lbq_form: Literal["real_offset", "int_zp", "int_zp_stale"] = option(
+        "real_offset",
+        "grid: counted from a real lower bound (Eq. 3), an integer zero point, or that of the "
+        "previous forward pass",
+        official="int_zp_stale",
+    )
+    quantize_bias: bool | Literal["official"] = option(
+        True, "Q(b + W o) at weight bits, per tensor; official: Q(b) + W o", official="official"
+    )
+    let_linear_offset: Literal["right", "official"] = option(
+        "right", "(x - o) / s; official: (x + o) / s in linear layers", official="official"
+    )
+    let_2d_stat: Literal["channel", "official"] = option(
+        "channel",
+        "initial s of an (N, C) input from each channel's maximum; official: from one of all",
+        official="official",
+    )
+    act_split_axis: Literal["channels", "tokens"] = option(
+        "channels", "what the two ranges of a linear layer's input divide", official="tokens"
+    )
+    act_range_init: Literal["ema", "official"] = option(
+        "ema",
+        "ranges from all calibration batches; official: from the first, for layers",
+        official="official",
+    )
+    lbq_reinit_after_let: bool | Literal["sample"] = option(
+        True,
+        "estimate ranges anew between LET and LBQ; False: the UNet + VAE script; sample: the UNet "
+        "script, whose ranges are each LET step's own extremes, in the end the last one's",
+        official=False,
+    )
+    zero_grad: Literal["step", "epoch"] = option(
+        "step", "when gradients are cleared", official="epoch"
+    )
+    unet_let_loss: Literal["x0", "eps"] = option(
+        "x0", "what the UNet's LET compares (Eq. 10: x0)", official="eps"
+    )
+    decoder_target: Literal["float", "hr"] = option(
+        "float", "the float decoder's output (Eq. 8), or the ground truth", official="hr"
+    )
+    encoder_noise: Literal["mean", "independent"] = option(
+        "mean",
+        "compare the posterior's means, or two independent samples",
+        official="independent",
+    )
 
     def __post_init__(self) -> None:
-        check_choices(self, **CHOICES)
+        if self.official:
+            for field in fields(self):
+                given = getattr(self, field.name)
+                if "official" in field.metadata and given == field.default:
+                    object.__setattr__(self, field.name, field.metadata["official"])
+        check_choices(self)
 
-    @classmethod
-    def official(cls, **options: Any) -> PassionSR:
-        """The released UNet + VAE script: every switch at its official value, and no stage undone."""
-        return cls(**{**OFFICIAL, "undo_worse": False, **options})
+    # -- prepare ------------------------------------------------------------------------------
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str
     ) -> tuple[OneStepSR, list[SwapRow]]:
-        """A copy with layers and attentions swapped; split in the UNet only (8.1)."""
-        form = Form(self.lbq_form)
-        if form is Form.INT_ZP_STALE and model.low_memory:
+        """A copy with layers and attentions swapped; only the UNet's layers are split."""
+        stale = self.lbq_form == "int_zp_stale"
+        if stale and model.low_memory:
             raise UserError(
-                "lbq_form int_zp_stale remembers its last forward, which a low_memory model runs twice: set low_memory: false"
+                "lbq_form int_zp_stale remembers its last forward pass, which a low_memory model "
+                "runs twice: set low_memory: false"
             )
+        form = Form.INT_ZP if stale else Form(self.lbq_form)
+        parts = self._parts()
         tokens = self._attention_tokens(model) if self.let else {}
         in_denoiser = model.family.in_denoiser
 
-        def layer(name: str, module: nn.Module, weight_bits: int, act_bits: int) -> LayerConfig:
+        def layer(
+            name: str, module: nn.Conv2d | nn.Linear, weight_bits: int, act_bits: int
+        ) -> LayerConfig:
             return LayerConfig(
                 weight_bits=weight_bits,
                 act_bits=act_bits,
                 form=form,
                 # half the channels, rounded down as in the official code
-                split=module.weight.shape[1] // 2 if self.split and in_denoiser(name) else 0,
+                split=module.weight.shape[1] // 2 if in_denoiser(name) else 0,
                 let=self.let,
                 quantize_bias=bool(self.quantize_bias),
-                official=self._layer_bugs(),
+                parts=parts,
             )
 
-        def attention(name: str, module: nn.Module) -> AttentionConfig:
+        def attention(name: str, module: Any) -> AttentionConfig:
             return AttentionConfig(
                 act_bits=scheme.act_bits,
                 form=form,
                 let=self.let,
                 head_dim=module.inner_dim // module.heads,
                 let_tokens=tokens.get(name),
+                parts=parts,
             )
 
         return quantized_copy(model, scheme, scope, layer, attention)
 
+    def _parts(self) -> Parts:
+        found = released.ReleasedParts(
+            stale_zero_point=self.lbq_form == "int_zp_stale",
+            added_offset=self.let_linear_offset == "official",
+            one_maximum=self.let_2d_stat == "official",
+            split_tokens=self.act_split_axis == "tokens",
+            float_shift=self.quantize_bias == "official",
+        )
+        return STANDARD if found == released.ReleasedParts() else found
+
     def _attention_tokens(self, model: OneStepSR) -> dict[str, int]:
-        """Key tokens per attention: the context's length, or what one pass at let_latent_size shows."""
+        """Key tokens per attention: the context's, or those of a pass at let_latent_size."""
         attentions = match_attention(model)
-        tokens = {n: model.context.shape[1] for n, m in attentions if m.is_cross_attention}
+        context: Tensor = model.context
+        tokens = {n: context.shape[1] for n, m in attentions if m.is_cross_attention}
         if self.let_latent_size is None:
             return tokens
 
@@ -176,117 +207,88 @@ class PassionSR:
         try:
             with torch.no_grad():
                 side = self.let_latent_size
-                model.predict_eps(model.context.new_zeros(1, model.latent_channels, side, side))
+                model.predict_eps(context.new_zeros(1, model.latent_channels, side, side))
         finally:
             for handle in handles:
                 handle.remove()
         return tokens
 
+    # -- calibrate ----------------------------------------------------------------------------
+
     def calibrate(
-        self, model: OneStepSR, batches: Sequence[CalibrationBatch], scope: str
+        self,
+        model: OneStepSR,
+        batches: Sequence[CalibrationBatch],
+        scope: str,
+        checkpoints: Checkpoints,
     ) -> FitLog:
-        """Encoder, UNet, decoder; each on its quantized predecessor's outputs (8.3)."""
+        """Encoder, UNet, decoder; each on its quantized predecessor's outputs."""
         log = FitLog()
         for sub, inputs, _ in in_sequence(model, batches, scope):
-            self._init(sub, inputs)
-            decay = self._unet_decay(scope) if sub.name == "unet" else 1.0
+            self._init(sub, inputs, checkpoints)
             items = list(zip(inputs, batches, strict=True))
-            for stage, groups, epochs, reinit in self._stages(sub):
+            for name, groups, epochs, reinit in self._fit_stages(sub):
                 config = FitConfig(
                     epochs=epochs,
                     schedule="halves",
-                    decay=decay,
-                    zero_grad=self.zero_grad,
+                    decay=UNET_DECAY[scope] if sub.name == "unet" else 1.0,
+                    clears_gradients=(
+                        released.once_per_epoch if self.zero_grad == "epoch" else every_step
+                    ),
                     undo_worse=self.undo_worse,
                 )
-                loss = self._loss(model, sub, stage)
+                loss = self._loss(model, sub, name)
                 if reinit and self.lbq_reinit_after_let == "sample":
-                    loss = _with_own_ranges(sub, loss)
-                fit(groups, loss, items, config, log, f"{sub.name}.{stage}")
-                if reinit and self.lbq_reinit_after_let == "sample":
-                    init_ranges(sub, inputs[-1:], "first")
-                elif reinit and self.lbq_reinit_after_let:
-                    self._init_ranges(sub, inputs)
+                    loss = released.with_own_ranges(sub, loss)
+                fit(groups, loss, items, config, FitStage.of(sub, name, log, checkpoints))
+                if reinit:
+                    self._reinit(sub, inputs, checkpoints)
         return log
 
-    def _unet_decay(self, scope: str) -> float:
-        if self.unet_decay is not None:
-            return self.unet_decay
-        return 0.1 if scope == "U" else 0.2
-
-    def _init(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
-        """Scales, then ranges under them; "official" takes the ranges under the first batch's scales."""
-        if not self.let:
-            self._init_ranges(sub, inputs)
-        elif self.act_range_init != "official":
-            init_let(sub, inputs, self.let_alpha, self.let_scale_init)
-            self._init_ranges(sub, inputs)
-        else:
-            init_let(sub, inputs[:1], self.let_alpha, self.let_scale_init)
-            self._init_ranges(sub, inputs)
-            init_let(sub, inputs[1:], self.let_alpha, self.let_scale_init, go_on=True)
-
-    def _init_ranges(self, sub: SubModel, inputs: Sequence[Tensor]) -> None:
-        if self.act_range_init != "official":
-            init_ranges(sub, inputs, self.act_range_init)
+    def _init(self, sub: SubModel, inputs: Sequence[Tensor], checkpoints: Checkpoints) -> None:
+        """LET's scales, then ranges under them."""
+        if self.let and self.act_range_init == "official":
+            released.init_let_and_ranges(sub, inputs, self.let_scale_init, checkpoints)
             return
-        init_ranges(sub, inputs, "ema")
-        attention = {
-            id(q) for p in parts_of(sub) if isinstance(p, QuantizedAttention) for q in p.children()
-        }
-        kept = {
-            q: (q.lower.clone(), q.upper.clone()) for q in sub_quantizers(sub) if id(q) in attention
-        }
-        init_ranges(sub, inputs, "first", weights=False)
-        for quantizer, bounds in kept.items():
-            quantizer.set_bounds(*bounds)
+        if self.let:
+            init_let(sub, inputs, self.let_scale_init)
+        self._init_ranges(sub, inputs, checkpoints)
 
-    def _loss(self, model: OneStepSR, sub: SubModel, stage: str) -> Callable[[Item], Tensor]:
-        """MSE of a stage between the quantized sub-model and its target, of one (input, batch)."""
+    def _init_ranges(
+        self, sub: SubModel, inputs: Sequence[Tensor], checkpoints: Checkpoints
+    ) -> None:
+        official = self.act_range_init == "official"
+        (released.init_first_ranges if official else init_ranges)(sub, inputs, checkpoints)
 
-        def noisy_latents(item: Item) -> Tensor:
-            mean, std = model.encode_distribution(item[0])
-            target = item[1].latent + item[1].latent_std * torch.randn_like(item[1].latent)
-            return mse_to(mean + std * torch.randn_like(mean), target)
+    def _reinit(self, sub: SubModel, inputs: Sequence[Tensor], checkpoints: Checkpoints) -> None:
+        """Ranges under the scales that LET has learned, between the fit stages of LET and LBQ."""
+        if self.lbq_reinit_after_let == "sample":
+            released.init_last_ranges(sub, inputs, checkpoints)
+        elif self.lbq_reinit_after_let:
+            self._init_ranges(sub, inputs, checkpoints)
 
-        def eps(item: Item) -> Tensor:
-            target = (model.latent_gain * item[1].latent - item[1].x0) / model.eps_gain
-            return mse_to(model.predict_eps(item[0]), target)
-
-        def against_hr(item: Item) -> Tensor:
-            if item[1].hr is None:
-                raise UserError('decoder_target "hr" needs ground truth: give calibration targets')
-            return mse_to(sub.run(item[0]), item[1].hr)
-
+    def _loss(self, model: OneStepSR, sub: SubModel, stage: str) -> released.Loss:
+        """Loss of an (input, batch) in a fit stage: the quantized sub-model's MSE to its target."""
         if sub.name == "encoder" and self.encoder_noise == "independent":
-            return noisy_latents
+            return released.noisy_latent_loss(model)
         if sub.name == "unet" and "let" in stage and self.unet_let_loss == "eps":
-            return eps
+            return released.eps_loss(model)
         if sub.name == "decoder" and self.decoder_target == "hr":
-            return against_hr
+            return released.ground_truth_loss(sub)
         return lambda item: mse_to(sub.run(item[0]), sub.target(item[1]))
 
-    def _layer_bugs(self) -> tuple[str, ...]:
-        bugs = {
-            "linear_offset": self.let_linear_offset == "official",
-            "stat_2d": self.let_2d_stat == "official",
-            "split_tokens": self.act_split_axis == "tokens",
-            "bias": self.quantize_bias == "official",
-        }
-        return tuple(name for name, on in bugs.items() if on)
+    def _fit_stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
+        """(name, parameters, epochs, estimate ranges anew afterwards) per fit stage of a sub-model.
 
-    def _stages(self, sub: SubModel) -> Iterator[tuple[str, list[ParamGroup], int, bool]]:
-        """(name, parameters, epochs, re-estimate ranges afterwards) per stage of a sub-model (8.4).
-
-        A generator: relative steps are read off the ranges as they are when their stage begins.
+        A generator: relative learning rates follow the ranges as they are when their fit stage
+        begins.
         """
         if self.let and self.lbq and self.dqc:
             yield "let", let_groups(sub, self.let_lr, self.lr_unit), self.epochs, True
             yield "lbq", lbq_groups(sub, self.lbq_lr, self.lr_unit), self.epochs, False
         elif self.let and self.lbq:
-            groups = let_groups(sub, self.let_lr, self.lr_unit) + lbq_groups(
-                sub, self.lbq_lr, self.lr_unit
-            )
+            groups = let_groups(sub, self.let_lr, self.lr_unit)
+            groups += lbq_groups(sub, self.lbq_lr, self.lr_unit)
             yield "let+lbq", groups, 2 * self.epochs, False
         elif self.let:
             yield "let", let_groups(sub, self.let_lr, self.lr_unit), 2 * self.epochs, True
@@ -294,18 +296,13 @@ class PassionSR:
             yield "lbq", lbq_groups(sub, self.lbq_lr, self.lr_unit), 2 * self.epochs, False
 
 
-def _with_own_ranges(sub: SubModel, loss: Callable[[Item], Tensor]) -> Callable[[Item], Tensor]:
-    """The loss of an item under the extremes of that item."""
-
-    def own(item: Item) -> Tensor:
-        set_ranges(sub, [item[0]], "first")
-        return loss(item)
-
-    return own
+def official_values() -> dict[str, Any]:
+    """Option of PassionSR -> its value in the released UNet + VAE script, where that differs."""
+    return {f.name: f.metadata["official"] for f in fields(PassionSR) if "official" in f.metadata}
 
 
 def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
-    """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: see PassionSR.lr_unit."""
+    """LET's parameters: log s and o of layers, s_qk and s_j of attentions; unit: see `lr_unit`."""
     groups = []
     for part in parts_of(sub):
         levels = 2**part.config.act_bits - 1 if unit == "level" else 1
@@ -320,7 +317,7 @@ def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGr
 
 
 def lbq_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGroup]:
-    """LBQ's parameters: both bounds of every quantizer; lr is relative to the mean width or level, or absolute."""
+    """LBQ's parameters: both bounds of every quantizer; unit: see `lr_unit`, of the mean width."""
 
     def size(quantizer: Quantizer) -> float:
         if unit == "absolute":

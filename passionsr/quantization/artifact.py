@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from passionsr.models.family import DEFAULT_FAMILY, Family, family_of_file
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.modules import freeze
+from passionsr.quantization.parts import parts_from_plain, parts_to_plain
 from passionsr.quantization.spec import Form
 from passionsr.quantization.swap import match_attention, match_layers
 from passionsr.utils.files import (
@@ -24,15 +25,27 @@ from passionsr.utils.files import (
 
 FORMAT = 1
 WEIGHTS, SCHEME = "model.safetensors", "scheme.json"
+C = TypeVar("C", LayerConfig, AttentionConfig)
 
 
 def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
-    return {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
+    plain = {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
+    return {**plain, "parts": parts_to_plain(config.parts)}
 
 
-def _layer_config(plain: dict[str, Any]) -> LayerConfig:
-    forms = {k: Form(plain[k]) for k in ("form", "act_form") if plain[k]}
-    return LayerConfig(**{**plain, **forms, "official": tuple(plain["official"])})
+def _config(kind: type[C], plain: dict[str, Any]) -> C:
+    """What `_plain` was made of. UserError for a setting that this version does not know."""
+    known = {f.name for f in dataclasses.fields(kind)}
+    parts = parts_from_plain(plain.get("parts"))
+    try:
+        # Settings of an older version that were off do not matter.
+        given = {k: v for k, v in plain.items() if k in known or v}
+        forms = {k: Form(given[k]) for k in ("form", "act_form") if given.get(k)}
+        return kind(**{**given, **forms, "parts": parts})
+    except (TypeError, ValueError) as err:
+        raise UserError(
+            f"{SCHEME}: a {kind.__name__} of another version ({err}): calibrate again"
+        ) from None
 
 
 def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -> None:
@@ -93,13 +106,11 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
-        layer = QuantizedLayer(modules[name], _layer_config(config))
+        layer = QuantizedLayer(modules[name], _config(LayerConfig, config))
         setattr(model.get_submodule(parent), leaf, layer)
     attentions: dict[str, Any] = dict(match_attention(model))
     for name, config in scheme["attention"].items():
-        attentions[name].set_processor(
-            QuantizedAttention(AttentionConfig(**{**config, "form": Form(config["form"])}))
-        )
+        attentions[name].set_processor(QuantizedAttention(_config(AttentionConfig, config)))
     freeze(model, empty=True)
     state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
     model.load_state_dict(state, strict=True, assign=True)

@@ -1,4 +1,4 @@
-"""The quantized attention products."""
+"""The two matrix products of attention, with quantized operands."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from passionsr.quantization.equivalent_transform import (
     init_scale,
 )
 from passionsr.quantization.functional import PIECE, piece_size
-from passionsr.quantization.quantizer import Phase, Quantizer
+from passionsr.quantization.parts import STANDARD, Parts
+from passionsr.quantization.quantizer import Phase
 from passionsr.quantization.spec import Form, QuantSpec
 from passionsr.utils.files import UserError
 
@@ -24,8 +25,10 @@ class AttentionConfig:
     """How the products of one attention are quantized.
 
     p_bits: bits of P where they differ from act_bits (Q-Diffusion's `sm_abit`).
-    let_tokens: number of key tokens that s_j is made for; None leaves s_j = 1 (methods.md 8.2:
-    s_j locks the model to the token count it was calibrated with).
+    let: with the equivalent transformation; head_dim: size of its s_qk.
+    let_tokens: number of key tokens that s_j is made for, which locks the model to it; None leaves
+        s_j = 1.
+    parts: what the quantizers are made by, see `Parts`.
     """
 
     act_bits: int
@@ -34,6 +37,7 @@ class AttentionConfig:
     let: bool = False
     head_dim: int = 0
     let_tokens: int | None = None
+    parts: Parts = STANDARD
 
 
 # Elements of P that training keeps instead of making them twice (256 MB with what they come from).
@@ -43,25 +47,30 @@ KEPT_MAPS = 1 << 24
 class QuantizedAttention(nn.Module):
     """A diffusers attention processor that quantizes q, k, P = softmax(q k^T) and v, per tensor.
 
-    With LET: q s_qk, k / s_qk (one s per head channel, shared by the heads) and P_ij s_j, v_j / s_j.
+    With LET: q s_qk, k / s_qk (one s per head channel, shared by the heads) and P_ij s_j, v_j /
+    s_j.
     """
 
     def __init__(self, config: AttentionConfig):
         super().__init__()
         self.config = config
         spec = QuantSpec(bits=config.act_bits, form=config.form)
-        self.q = Quantizer(spec)
-        self.k = Quantizer(spec)
-        self.p = Quantizer(replace(spec, bits=config.p_bits or config.act_bits))
-        self.v = Quantizer(spec)
+        make = config.parts.quantizer
+        self.q = make(spec)
+        self.k = make(spec)
+        self.p = make(replace(spec, bits=config.p_bits or config.act_bits))
+        self.v = make(spec)
         self.s_qk = LearnedScale(config.head_dim) if config.let else None
         self.s_v = LearnedScale(config.let_tokens) if config.let and config.let_tokens else None
         self.collecting = False
 
-    def start_collecting(self, alpha: float, mode: ScaleInit, reset: bool = True) -> None:
-        """Let the next float forwards set s_qk and s_j by EMA; reset: from the first of them on."""
+    def start_collecting(self, mode: ScaleInit, reset: bool = True) -> None:
+        """Let the next float forwards set s_qk and s_j by EMA; reset: their first sets them.
+
+        mode: see `init_scale`.
+        """
         self.collecting = True
-        self._let_init = (alpha, mode)
+        self._let_init = mode
         for scale in (self.s_qk, self.s_v):
             if scale is not None and reset:
                 scale.reset()
@@ -76,7 +85,7 @@ class QuantizedAttention(nn.Module):
         if self.collecting:
             # q in the place of the weight: (max|k| / max|q|)^alpha
             amax_k, amax_q = k.abs().amax((0, 1, 2)), q.abs().amax((0, 1, 2))
-            self.s_qk.update(init_scale(amax_k, amax_q, *self._let_init))
+            self.s_qk.update(init_scale(amax_k, amax_q, self._let_init))
             return q, k
         return q * self.s_qk.scale, k / self.s_qk.scale
 
@@ -91,18 +100,18 @@ class QuantizedAttention(nn.Module):
         return self.s_v.scale
 
     def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor]:
-        """(s_j that P is to be multiplied by, v / s_j); P is only looked at."""
+        """(s_j that P is to be multiplied by, v / s_j); P only gives statistics."""
         scale = self._scale_pv(v.shape[2])
         if scale is None:
             return None, v
         if self.collecting:
             amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
-            self.s_v.update(init_scale(amax_v, amax_p, *self._let_init))
+            self.s_v.update(init_scale(amax_v, amax_p, self._let_init))
             return None, v
         return scale, v / scale[:, None]
 
     def _needs_whole_maps(self, q: Tensor, k: Tensor) -> bool:
-        """Whether P is made at once: it is small, statistics of it are taken, or training is faster with it kept."""
+        """Whether P is made at once: it is small, or its quantizer must see it as a whole."""
         size = q.shape[:3].numel() * k.shape[2]
         small = size <= (KEPT_MAPS if torch.is_grad_enabled() else piece_size(q))
         return small or self.collecting or not self.p.is_pure
@@ -110,10 +119,10 @@ class QuantizedAttention(nn.Module):
     def _weighted(self, p: Tensor, s: Tensor | None, v: Tensor) -> Tensor:
         """Q(P s) v for a whole P.
 
-        A large Q(P) is made again in the backward pass, in less time than it takes to make P; Q(P s) is kept with P
-        where P s is not.
+        A large Q(P) is made again in the backward pass, in less time than it takes to make P; Q(P
+        s) is kept with P where P s is not.
         """
-        keeps = s is not None and not self.p.is_stale
+        keeps = s is not None and self.p.is_stateless
         observes = self.p.phase is Phase.OBSERVING
         if keeps or observes or p.numel() <= PIECE or not p.requires_grad:
             return self.p(p, s) @ v
@@ -123,9 +132,10 @@ class QuantizedAttention(nn.Module):
         )
 
     def _attend_in_pieces(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time; the backward pass makes each piece again.
+        """Q(softmax(q k^T scale) s) Q(v / s), a piece of P at a time.
 
-        P is never there as a whole, as in fused attention kernels, which cannot quantize it.
+        P never exists as a whole, as in fused attention kernels, which cannot quantize it. The
+        backward pass makes each piece again.
         """
         s = self._scale_pv(k.shape[2])
         v = self.v(v if s is None else v / s[:, None])
@@ -186,7 +196,7 @@ class QuantizedAttention(nn.Module):
 
 
 def _scaled_product(q: Tensor, k: Tensor, scale: float) -> Tensor:
-    """Q k^T * scale, (..., T, d) -> (..., T, T'); the factor costs no pass over the product, nor its gradient."""
+    """Q k^T * scale, (..., T, d) -> (..., T, T'), without a pass of its own for the factor."""
     unused = q.new_empty(1, 1, 1)
     lead = q.shape[:-2]
     q, k = q.flatten(0, -3), k.flatten(0, -3)

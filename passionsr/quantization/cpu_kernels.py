@@ -1,34 +1,30 @@
-"""Fake quantization on a CPU in one pass over memory: numba loops that do to each value what `primitives` does by a chain of torch operations.
+"""Numba loops that fake-quantize on a CPU in one pass over memory; `cpu_functions` calls them.
 
-The chain is the definition, and serves every other device and type. Finite values and gradients of x are equal to its
-to the bit (tests/test_fused.py); sums for bound gradients are taken in blocks, then in double precision. The loops
-run on one core, as the benchmark's jobs do (`threads: 1`). Importing this module imports numba.
+They do to each value what `functional` does by a chain of torch operations. The chain is the
+definition, and serves every other device and type. Finite values and gradients of x are equal to
+the chain's to the bit (tests/quantization/test_cpu_kernels.py); sums for bound gradients are taken
+in blocks, then in double precision. The loops run on one core, as the benchmark's jobs do
+(`threads: 1`). Importing this module imports numba.
 """
 
 from __future__ import annotations
 
 import functools
-import math
 import pickle
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from numba import njit, types
-from torch import Tensor
-from torch.autograd.function import once_differentiable
 
-from passionsr.quantization.functional import MIN_WIDTH, REAL_ZP_SLACK
 from passionsr.quantization.spec import Form
 
-# What decides a value's code, its zero point and where it clips, see `primitives.quantize`.
+# What decides a value's code, its zero point and where it clips, see `functional.quantize`.
 REAL_OFFSET, AWAY, EVEN, REAL_ZP, LSQ = range(5)
 KINDS = {
     Form.REAL_OFFSET: REAL_OFFSET,
     Form.INT_ZP: AWAY,
-    Form.INT_ZP_STALE: AWAY,
     Form.AFFINE: EVEN,
     Form.REAL_ZP: REAL_ZP,
     Form.LSQ: LSQ,
@@ -44,7 +40,7 @@ def _round_half_away(t, half):
 
 @njit(inline="always", error_model="numpy")
 def _grid(lower, upper, levels, half, min_width, kind):
-    """(scale, shift): what x is divided by, and the code offset, or the lower bound in the form REAL_OFFSET."""
+    """(scale, shift): what x is divided by, and the code offset (REAL_OFFSET: the lower bound)."""
     width = upper - lower
     scale = (min_width if width < min_width else width) / levels
     if kind == REAL_OFFSET:
@@ -88,7 +84,7 @@ def _sides(x, grad, lower, upper, scale, shift, levels, zero, half, slack, kind)
 
 @njit(inline="always", error_model="numpy")
 def _spread(lower, upper, cut, columns, period, levels, half, min_width, kind):
-    """(lower, upper, scale, shift, group) of two groups that alternate, for every position of the period."""
+    """(lower, upper, scale, shift, group) of alternating groups, at each position of a period."""
     spread = np.empty((5, period), lower.dtype)
     for g in range(2):
         low, high = lower[0, g], upper[0, g]
@@ -115,8 +111,9 @@ def _compiled(
     *variant: Any,
     **options: Any,
 ) -> Callable[..., Any]:
-    """Machine code of `function`, from numba's cache on disk where there is one that can be read and written to."""
-    # Names the cache's file: numba numbers the variants of one name, and two processes could give one number to two of them.
+    """Machine code of `function`, from numba's cache on disk where that can be used."""
+    # Names the cache's file: numba numbers the variants of one name, and two processes could give
+    # one number to two of them.
     function.__qualname__ = "_".join(map(str, (function.__name__, *variant, _TYPES[dtype])))
     options |= {"nogil": True, "error_model": "numpy"}
     signature = arguments(_TYPES[dtype])
@@ -127,8 +124,12 @@ def _compiled(
 
 
 @functools.cache
-def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """Fills `out`. x, out: (outer, rows, columns); lower, upper: (rows, groups), the second group from column `cut` on."""
+def forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
+    """A loop that fills `out`.
+
+    x, out: (outer, rows, columns). lower, upper: (rows, groups); the second group begins at column
+        `cut`.
+    """
 
     def forward(x, out, lower, upper, cut, constants):
         zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
@@ -139,7 +140,8 @@ def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
                 scale, shift = _grid(low, upper[r, g], levels, half, min_width, kind)
                 first, end = (0, cut) if g == 0 else (cut, columns)
                 for o in range(outer):
-                    # Slices, whose indices the compiler sees to be in range: it makes vectors of this loop only then.
+                    # Slices, whose indices the compiler sees to be in range: it makes vectors of
+                    # this loop only then.
                     values, made = x[o, r, first:end], out[o, r, first:end]
                     for i in range(len(values)):
                         made[i] = _value(values[i], low, scale, shift, levels, zero, half, kind)
@@ -151,8 +153,11 @@ def _forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 
 
 @functools.cache
-def _interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """`_forward_of` one row where two ranges alternate along x (many, period), every `columns` values."""
+def interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
+    """`forward_of` where two ranges alternate along x (many, period), every `columns` values.
+
+    lower, upper: (1, 2).
+    """
 
     def forward(x, out, lower, upper, cut, columns, constants):
         zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
@@ -171,8 +176,11 @@ def _interleaved_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None
 
 
 @functools.cache
-def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
-    """Fills `grad_x`; where the bounds learn, adds to sums (3, rows, groups): see `_bound_gradients`."""
+def backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
+    """A loop that fills `grad_x` and, where the bounds learn, adds to sums (3, rows, groups).
+
+    The sums are those of `bound_gradients_of`.
+    """
 
     def backward(x, out, grad, grad_x, lower, upper, cut, constants, sums):
         zero, half, levels, min_width, slack = (
@@ -220,8 +228,8 @@ def _backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., N
 
 
 @functools.cache
-def _interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
-    """`_backward_of` for what `_interleaved_forward_of` takes."""
+def interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Callable[..., None]:
+    """`backward_of` for what `interleaved_forward_of` takes."""
 
     def backward(x, out, grad, grad_x, lower, upper, cut, columns, constants, sums):
         zero, half, levels, min_width, slack = (
@@ -264,8 +272,8 @@ def _interleaved_backward_of(dtype: torch.dtype, kind: int, learns: bool) -> Cal
 
 
 @functools.cache
-def _scaled_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """`_forward_of` one range, of x times factors that repeat after `period` values."""
+def scaled_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
+    """`forward_of` one range, of x times factors that repeat after `period` values."""
 
     def forward(x, out, factors, period, lower, upper, constants):
         zero, half, levels, min_width = constants[0], constants[1], constants[2], constants[3]
@@ -286,13 +294,14 @@ def _scaled_forward_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
 
 
 @functools.cache
-def _scaled_backward_of(
+def scaled_backward_of(
     dtype: torch.dtype, kind: int, learns: bool, factors_learn: bool
 ) -> Callable[..., None]:
-    """`_backward_of` for what `_scaled_forward_of` takes; products: what the factors' gradients are the sums of.
+    """`backward_of` for what `scaled_forward_of` takes.
 
-    A block of x times the factors is made in the cache, and the loop over it is `_backward_of`'s, so that its sums
-    have the same order.
+    products: filled with the terms of the factors' gradients, where they learn. A block of x times
+    the factors is made in the cache, and the loop over it is `backward_of`'s, so that its sums have
+    the same order.
     """
 
     def backward(x, out, grad, grad_x, products, factors, period, lower, upper, constants, sums):
@@ -343,10 +352,11 @@ def _scaled_backward_of(
 
 
 @functools.cache
-def _bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
-    """Fills the gradients of the bounds; `primitives` explains the formulas.
+def bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
+    """Fills the gradients of the bounds; `functional` has the formulas.
 
-    sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is clipped above, and below.
+    sums (3, rows, groups): the rounding residual times the gradient inside, the gradient of what is
+    clipped above, and below.
     """
 
     def gradients(lower, upper, constants, sums, grad_lower, grad_upper):
@@ -368,174 +378,3 @@ def _bound_gradients_of(dtype: torch.dtype, kind: int) -> Callable[..., None]:
         return table, table, t[::1], types.float64[:, :, ::1], table, table
 
     return _compiled(gradients, dtype, arguments, kind)
-
-
-@functools.cache
-def _constants(dtype: torch.dtype, levels: int, form: Form) -> np.ndarray:
-    slack = REAL_ZP_SLACK if form is Form.REAL_ZP else 0.0
-    return torch.tensor([0.0, 0.5, levels, MIN_WIDTH, slack], dtype=dtype).numpy()
-
-
-@dataclass(frozen=True)
-class _Layout:
-    """How a tensor's values lie under their bounds.
-
-    shape: (outer, rows, columns), a row of bounds for each of `rows`; with two groups the second begins at column `cut`.
-    period: not 0 where two groups alternate in runs too short for a loop of their own: the length after which they repeat.
-    """
-
-    shape: tuple[int, int, int]
-    cut: int
-    groups: int
-
-    @functools.cached_property
-    def period(self) -> int:
-        outer, rows, columns = self.shape
-        if self.groups == 1 or rows > 1 or columns >= BLOCK:
-            return 0
-        return columns * math.gcd(outer, BLOCK // columns)
-
-
-_layout = functools.lru_cache(maxsize=4096)(_Layout)
-
-
-def _bound_gradients(
-    made_for: tuple[torch.dtype, int],
-    shape: torch.Size,
-    low: np.ndarray,
-    high: np.ndarray,
-    constants: np.ndarray,
-    sums: np.ndarray,
-) -> tuple[Tensor, Tensor]:
-    """Gradients of lower and upper, in their shape; see `_bound_gradients_of`."""
-    lower, upper = (torch.empty(shape, dtype=made_for[0]) for _ in range(2))
-    made = (t.numpy().reshape(low.shape) for t in (lower, upper))
-    _bound_gradients_of(*made_for)(low, high, constants, sums, *made)
-    return lower, upper
-
-
-class _FusedFakeQuantize(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form, layout: _Layout
-    ) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        made_for = x.dtype, KINDS[form]
-        constants = _constants(x.dtype, levels, form)
-        table = layout.shape[1], layout.groups
-        low, high = (t.detach().numpy().reshape(table) for t in (lower, upper))
-        values, made = x.detach().numpy(), out.numpy()
-        period = layout.period
-        if period:
-            flat = values.reshape(-1, period), made.reshape(-1, period)
-            ends = low, high, layout.cut, layout.shape[2]
-            _interleaved_forward_of(*made_for)(*flat, *ends, constants)
-        else:
-            shaped = values.reshape(layout.shape), made.reshape(layout.shape)
-            _forward_of(*made_for)(*shaped, low, high, layout.cut, constants)
-        ctx.save_for_backward(x, out, lower, upper)
-        ctx.rest = made_for, constants, layout
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, lower, upper = ctx.saved_tensors
-        made_for, constants, layout = ctx.rest
-        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        grad = grad.contiguous()
-        grad_x = torch.empty_like(grad)
-        table = layout.shape[1], layout.groups
-        low, high = (t.detach().numpy().reshape(table) for t in (lower, upper))
-        tensors = [t.detach().numpy() for t in (x, out, grad, grad_x)]
-        sums = np.zeros((3, *table))
-        period = layout.period
-        if period:
-            flat = (t.reshape(-1, period) for t in tensors)
-            ends = low, high, layout.cut, layout.shape[2]
-            _interleaved_backward_of(*made_for, learns)(*flat, *ends, constants, sums)
-        else:
-            shaped = (t.reshape(layout.shape) for t in tensors)
-            _backward_of(*made_for, learns)(*shaped, low, high, layout.cut, constants, sums)
-        if not learns:
-            return grad_x, None, None, None, None, None
-        gradients = _bound_gradients(made_for, lower.shape, low, high, constants, sums)
-        return grad_x, *gradients, None, None, None
-
-
-class _FusedScaledFakeQuantize(torch.autograd.Function):
-    """One range of x times factors along its last axis; x is kept and the product is not."""
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, factors: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form
-    ) -> Tensor:
-        x = x.contiguous()
-        out = torch.empty_like(x)
-        made_for = x.dtype, KINDS[form]
-        constants = _constants(x.dtype, levels, form)
-        low, high = (t.detach().numpy().reshape(1, 1) for t in (lower, upper))
-        flat = (t.detach().numpy().reshape(-1) for t in (x, out))
-        repeated = _repeated(factors)
-        _scaled_forward_of(*made_for)(*flat, repeated, len(factors), low, high, constants)
-        ctx.save_for_backward(x, out, factors, lower, upper)
-        ctx.rest = made_for, constants
-        return out
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, out, factors, lower, upper = ctx.saved_tensors
-        made_for, constants = ctx.rest
-        factors_learn = ctx.needs_input_grad[1]
-        learns = ctx.needs_input_grad[2] or ctx.needs_input_grad[3]
-        grad = grad.contiguous()
-        grad_x = torch.empty_like(grad)
-        products = torch.empty_like(grad if factors_learn else grad[:0])
-        low, high = (t.detach().numpy().reshape(1, 1) for t in (lower, upper))
-        flat = (t.detach().numpy().reshape(-1) for t in (x, out, grad, grad_x, products))
-        sums = np.zeros((3, 1, 1))
-        run = _scaled_backward_of(*made_for, learns, factors_learn)
-        run(*flat, _repeated(factors), len(factors), low, high, constants, sums)
-        grad_factors = products.sum_to_size(factors.shape) if factors_learn else None
-        if not learns:
-            return grad_x, grad_factors, None, None, None, None
-        gradients = _bound_gradients(made_for, lower.shape, low, high, constants, sums)
-        return grad_x, grad_factors, *gradients, None, None
-
-
-def _repeated(factors: Tensor) -> np.ndarray:
-    """Factors for a block that begins anywhere in their period."""
-    once = factors.detach().numpy()
-    return np.resize(once, len(once) + BLOCK)
-
-
-def fake_quantize_scaled(
-    x: Tensor, factors: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Form
-) -> Tensor:
-    """`primitives.fake_quantize` of a CPU tensor times `factors`, (size of x's last axis,), under one range.
-
-    lower, upper: one value each; all of x's type.
-    """
-    return _FusedScaledFakeQuantize.apply(x, factors, lower, upper, levels, form)
-
-
-def fake_quantize_rows(
-    x: Tensor,
-    lower: Tensor,
-    upper: Tensor,
-    levels: int,
-    form: Form,
-    shape: tuple[int, int, int],
-    cut: int,
-) -> Tensor:
-    """`primitives.fake_quantize` of a CPU tensor seen as (outer, rows, columns).
-
-    lower, upper: (rows, groups) or (groups,) for one row, of x's type; two groups meet at column `cut`. One of outer
-    and rows is 1, for what lies between them would not be in memory's order.
-    """
-    if 1 not in shape[:2]:
-        raise ValueError(f"a range per row and leading dimensions do not go together: {shape}")
-    layout = _layout(shape, cut, lower.shape[-1])
-    return _FusedFakeQuantize.apply(x, lower, upper, levels, form, layout)

@@ -73,9 +73,10 @@ def sensitivity(model: OneStepSR, image: Tensor) -> list[dict[str, Any]]:
 
 
 def model_bytes(model: OneStepSR) -> int:
-    """Bytes of a frozen model with its codes packed: bits per weight, and 32 for everything that stays float.
+    """Bytes of a frozen model with its codes packed: bits per weight, and 32 for what stays float.
 
-    Scales, LET's vectors, the 8-bit exceptions and unquantized layers are all counted; the constant context is not.
+    Scales, LET's vectors, the 8-bit exceptions and unquantized layers are all counted; the constant
+    context is not.
     """
     bits, counted = 0, set()
     for part in model.modules():

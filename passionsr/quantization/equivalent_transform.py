@@ -1,8 +1,11 @@
-"""LET, PassionSR's learnable equivalent transformation (methods.md 8.2)."""
+"""LET, the learnable equivalent transformation of PassionSR (CVPR 2025).
+
+The formulas are in docs/methods.md#equivalent-transformation.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Literal
 
 import torch
@@ -10,14 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 ScaleInit = Literal["ratio", "smoothquant"]
+ALPHA = 0.3  # of the initial scale, as in PassionSR's configurations
 
 
 def init_scale(
-    amax_x: Tensor, amax_w: Tensor, alpha: float = 0.3, mode: ScaleInit = "ratio"
+    amax_x: Tensor, amax_w: Tensor, mode: ScaleInit = "ratio", alpha: float = ALPHA
 ) -> Tensor:
-    """Initial per-channel scale: (amaxX / amaxW)^alpha, or SmoothQuant's amaxX^a / amaxW^(1-a).
+    """Initial scale of each channel from the maxima of absolute values, which are floored at 1e-5.
 
-    Both maxima are of absolute values and floored at 1e-5 (methods.md 8.2).
+    mode: "ratio" is (amax_x / amax_w)^alpha, PassionSR's code. "smoothquant" is amax_x^alpha /
+    amax_w^(1 - alpha) (Xiao et al., ICML 2023, Eq. 4), which PassionSR's paper names; they agree at
+    alpha = 0.5.
     """
     amax_x, amax_w = amax_x.clamp_min(1e-5), amax_w.clamp_min(1e-5)
     if mode == "smoothquant":
@@ -26,7 +32,7 @@ def init_scale(
 
 
 class LearnedScale(nn.Module):
-    """A positive scale s, learnt as log s so that it cannot change sign, set by EMA over batches."""
+    """A positive scale s, learned as log s so that it stays positive, set by EMA over batches."""
 
     def __init__(self, size: int):
         super().__init__()
@@ -40,7 +46,7 @@ class LearnedScale(nn.Module):
 
     @torch.no_grad()
     def update(self, new: Tensor) -> None:
-        """S <- 0.9 s + 0.1 s_new; the first batch sets s (methods.md 8.2)."""
+        """Move s by one batch: s <- 0.9 s + 0.1 new; the first batch sets s. new: shape (size,)."""
         value = 0.9 * self.scale + 0.1 * new if self._started else new
         self.log_scale.copy_(value.log())
         self._started = True
@@ -51,7 +57,10 @@ class LearnedScale(nn.Module):
 
 
 class _Normalise(torch.autograd.Function):
-    """(x - o) exp(-log s), o and log s broadcast per channel; keeps its output and not x for the backward pass."""
+    """(x - o) exp(-log s), with o and log s broadcast per channel.
+
+    The backward pass needs its output, and not x, which is therefore not kept.
+    """
 
     @staticmethod
     def forward(ctx, x: Tensor, offset: Tensor, log_scale: Tensor) -> Tensor:
@@ -73,17 +82,13 @@ class _Normalise(torch.autograd.Function):
 
 
 class ChannelTransform(LearnedScale):
-    """x -> (x - o) / s and W -> W s per input channel, with the exact correction term f(o, W).
+    """x -> (x - o) / s and W -> W s per input channel; adding f(o, W) makes it exact.
 
-    Args:
-        channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
-        official: names of released bugs to reproduce in linear layers (methods.md 0.1): "linear_offset" computes
-            (x + o) / s, which W o does not correct; "stat_2d" takes one maximum for a 2-D input.
+    Args: channels: input channels. is_conv: channel axis 1 with spatial dims, else the last axis.
     """
 
-    def __init__(self, channels: int, is_conv: bool, official: Sequence[str] = ()):
+    def __init__(self, channels: int, is_conv: bool):
         super().__init__(channels)
-        self.official = tuple(official) if not is_conv else ()
         self.offset = nn.Parameter(torch.zeros(channels), requires_grad=False)
         self.is_conv = is_conv
         self.collecting = False
@@ -92,27 +97,49 @@ class ChannelTransform(LearnedScale):
         return vector.reshape(1, -1, *[1] * (ndim - 2)) if self.is_conv else vector
 
     @torch.no_grad()
-    def collect(self, x: Tensor, weight: Tensor, alpha: float, mode: ScaleInit) -> None:
-        """Update s from one batch: per-channel maxima over all other dims, for any rank of x."""
-        axis = 1 if self.is_conv else x.ndim - 1
-        amax_x = x.abs().amax([d for d in range(x.ndim) if d != axis])
-        if x.ndim == 2 and "stat_2d" in self.official:
-            amax_x = amax_x.max().expand_as(amax_x)
+    def collect(self, x: Tensor, weight: Tensor, mode: ScaleInit) -> None:
+        """Update s from one batch of inputs and the weight; mode: see `init_scale`."""
         amax_w = weight.abs().amax([d for d in range(weight.ndim) if d != 1])
-        self.update(init_scale(amax_x, amax_w, alpha, mode))
+        self.update(init_scale(self.input_maxima(x), amax_w, mode))
+
+    def input_maxima(self, x: Tensor) -> Tensor:
+        """Each channel's maximum of |x|, over all other dims of any rank of x; (channels,)."""
+        axis = 1 if self.is_conv else x.ndim - 1
+        return x.abs().amax([d for d in range(x.ndim) if d != axis])
+
+    def subtracted(self) -> Tensor:
+        """The offset that `input` subtracts, shape (channels,): o."""
+        return self.offset
 
     def input(self, x: Tensor) -> Tensor:
         """(x - o) / s, same shape."""
-        offset = -self.offset if "linear_offset" in self.official else self.offset
-        return _Normalise.apply(x, self._shape(offset, x.ndim), self._shape(self.log_scale, x.ndim))
+        offset = self._shape(self.subtracted(), x.ndim)
+        return _Normalise.apply(x, offset, self._shape(self.log_scale, x.ndim))
 
     def weight(self, weight: Tensor) -> Tensor:
         """W s along the input channels, same shape."""
         return weight * self.scale.reshape(1, -1, *[1] * (weight.ndim - 2))
 
 
+@dataclass(frozen=True)
+class ConvGeometry:
+    """The arguments of F.conv2d that a Conv2d holds besides its weights, (height, width) each."""
+
+    kernel_size: tuple[int, ...]
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int = 1
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d) -> ConvGeometry:
+        """Of a convolution without groups, whose padding is given in numbers."""
+        assert not isinstance(conv.padding, str)
+        return cls(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
+
+
 def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """For one axis: (small input size, leading border rows of the output).
+    """For one axis: (size of a small input, rows of the output that the leading padding reaches).
 
     A convolution of a constant map differs from its interior value only where the kernel overlaps
     the padding, so the smallest map with the same residue modulo the stride, and one interior row
@@ -125,7 +152,11 @@ def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int
 
 
 def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]) -> Tensor:
-    """Grow a small response (1, C, h, w) to (1, C, height, width) by repeating its interior row / column."""
+    """Grow (1, C, h, w) to (1, C, height, width) by repeating the interior row and column.
+
+    lead: rows and columns before the interior one, see `border_sizes`. Raises ValueError if the
+    response is larger than the map that is asked for.
+    """
     for axis, (target, first) in ((2, (height, lead[0])), (3, (width, lead[1]))):
         have = small.shape[axis]
         if have == target:
@@ -146,9 +177,12 @@ def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]
 
 
 def shift_response(
-    offset: Tensor, weight: Tensor, conv: nn.Conv2d, size: tuple[int, int]
+    offset: Tensor, weight: Tensor, conv: ConvGeometry, size: tuple[int, int]
 ) -> Tensor:
-    """conv(o broadcast to `size`, W) on the smallest map with all border patterns, (1, Cout, h, w)."""
+    """conv(o broadcast to `size`, W), on the smallest map that has all its distinct values.
+
+    Returns: (1, Cout, h, w); `expand_borders` makes the whole map of it.
+    """
     small = [
         border_sizes(size[i], conv.kernel_size[i], conv.stride[i], conv.padding[i])[0]
         for i in range(2)

@@ -1,4 +1,4 @@
-"""Pure functions: bounds + tensor -> codes, codes -> tensor, and the fake-quantize autograd function."""
+"""Pure functions: quantize, dequantize, and fake quantization with its gradient."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ REAL_ZP_SLACK = 1e-4
 
 
 def round_half_away(x: Tensor) -> Tensor:
-    """Round half away from zero, PassionSR's convention (methods.md 0).
+    """Round half away from zero, as PassionSR does (torch.round rounds half to even).
 
     >>> round_half_away(torch.tensor([-2.5, 0.5, 1.5]))
     tensor([-3.,  1.,  2.])
@@ -22,12 +22,11 @@ def round_half_away(x: Tensor) -> Tensor:
 
 
 def _round(x: Tensor, form: Form) -> Tensor:
-    away = form in (Form.INT_ZP, Form.INT_ZP_STALE)
-    return round_half_away(x) if away else torch.round(x)
+    return round_half_away(x) if form is Form.INT_ZP else torch.round(x)
 
 
 def zero_of(lower: Tensor, scale: Tensor, form: Form) -> Tensor:
-    """The code offset lower / scale, rounded unless the form keeps it real: minus the zero point."""
+    """The code offset lower / scale (minus the zero point), rounded unless the form is REAL_ZP."""
     zero = lower / scale
     return zero if form is Form.REAL_ZP else _round(zero, form)
 
@@ -83,11 +82,11 @@ def piece_size(like: Tensor) -> int:
 
 
 class _FakeQuantize(torch.autograd.Function):
-    """Fake quantization with exact bound gradients (methods.md 8.2), inclusive at the bounds.
+    """Fake quantization with exact bound gradients, inclusive at the bounds.
 
-    torch.clamp is avoided on purpose: since torch 2.14 its gradient is 0 at the bound, where codes 0
-    and n sit after rounding (methods.md 13.1). Only x, its quantized copy (which the next operation keeps
-    anyway) and the bounds are saved.
+    The formulas are derived in docs/methods.md#learned-bounds. torch.clamp is avoided on purpose:
+    since torch 2.14 its gradient is 0 at the bound, where codes 0 and n sit after rounding. Only x,
+    its quantized copy (which the next operation keeps anyway) and the bounds are saved.
     """
 
     @staticmethod
@@ -108,11 +107,12 @@ class _FakeQuantize(torch.autograd.Function):
         inner, above, below = (
             term.sum_to_size(lower.shape) for term in ((out - x).mul_(grad_x), above, below)
         )
-        # Inside, x_hat - x is the rounding residual in units of x; its share of the range is d x_hat / d upper.
+        # Inside, x_hat - x is the rounding residual; its share of the range is d x_hat / d upper.
         inner = inner / (upper - lower).clamp_min(MIN_WIDTH)
         grad_lower, grad_upper = below - inner, above + inner
         if form is not Form.REAL_OFFSET:
-            # The grid of a rounded zero point is shifted against the bounds by (zero - lower / scale) steps.
+            # The grid of a rounded zero point is shifted against the bounds by (zero - lower /
+            # scale) steps.
             scale = scale_of(lower, upper, levels)
             drift = (zero_of(lower, scale, form) - lower / scale) / levels * (above + below)
             grad_lower, grad_upper = grad_lower - drift, grad_upper + drift
@@ -126,77 +126,3 @@ def fake_quantize(x: Tensor, lower: Tensor, upper: Tensor, levels: int, form: Fo
     Returns: x's shape, at most levels + 1 distinct values per range.
     """
     return _FakeQuantize.apply(x, lower, upper, levels, form)
-
-
-def _straight_through(x: Tensor) -> Tensor:
-    """The value that x + (round(x) - x).detach() has: not always the integer itself."""
-    return (round_half_away(x) - x).add_(x)
-
-
-class _FakeQuantizeStale(torch.autograd.Function):
-    """The released chain of operations and the gradients that autograd gives it, to the bit, without keeping the chain."""
-
-    @staticmethod
-    def forward(
-        ctx, x: Tensor, lower: Tensor, upper: Tensor, levels: int, previous: Tensor
-    ) -> Tensor:
-        ctx.save_for_backward(x, lower, upper, previous)
-        ctx.levels = levels
-        scale, zero = _stale_grid(lower, upper, levels, previous)
-        codes = _straight_through(x / scale).sub_(zero)
-        return codes.clamp_(0, levels).add_(zero).mul_(scale)
-
-    @staticmethod
-    def backward(ctx, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, lower, upper, previous = ctx.saved_tensors
-        levels = ctx.levels
-        scale, zero = _stale_grid(lower, upper, levels, previous)
-
-        def total(t: Tensor) -> Tensor:
-            # Of equal shapes the sum is t itself, which is written to below.
-            return t.sum_to_size(lower.shape).clone()
-
-        codes = _straight_through(x / scale).sub_(zero)
-        below, above = codes < 0, codes > levels
-        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
-        if learns:
-            grad_scale = total(_product(grad, codes.clamp_(0, levels).add_(zero)))
-        del codes
-        inside = grad * scale
-        if learns:
-            grad_zero = total(inside)
-        for outside in (below, above):
-            if outside.stride() == inside.stride():
-                inside.masked_fill_(outside, 0)
-            else:
-                inside = torch.where(outside, 0, inside)
-        if not learns:
-            return inside.div_(scale), None, None, None, None
-        grad_zero = grad_zero - total(inside)
-        grad_scale = grad_scale - total(_product(inside, (x / scale).div_(scale)))
-        grad_x = inside.div_(scale)
-        grad_upper = grad_scale / levels * (upper - lower >= MIN_WIDTH)
-        return grad_x, grad_zero / previous - grad_upper, grad_upper, None, None
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """A b; in b's memory where that has the layout that torch would choose, on which the order of a sum hangs."""
-    return b.mul_(a) if a.stride() == b.stride() else a * b
-
-
-def _stale_grid(
-    lower: Tensor, upper: Tensor, levels: int, previous: Tensor
-) -> tuple[Tensor, Tensor]:
-    return scale_of(lower, upper, levels), _straight_through(lower / previous)
-
-
-def fake_quantize_stale(
-    x: Tensor, lower: Tensor, upper: Tensor, levels: int, previous: Tensor
-) -> Tensor:
-    """PassionSR's released form: the zero point comes from `previous`, the scale of the last forward (8.6.2).
-
-    Its gradient pushes both bounds where values clip; kept to measure what that costs.
-
-    Args:    as `fake_quantize`; previous: of the bounds' shape, without gradient.
-    """
-    return _FakeQuantizeStale.apply(x, lower, upper, levels, previous)

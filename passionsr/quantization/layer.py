@@ -2,34 +2,39 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from passionsr.quantization.equivalent_transform import (
-    ChannelTransform,
+    ConvGeometry,
     ScaleInit,
     border_sizes,
     expand_borders,
     shift_response,
 )
+from passionsr.quantization.parts import STANDARD, Parts
 from passionsr.quantization.quantizer import Finder, Phase, Quantizer
-from passionsr.quantization.spec import HALF, Form, QuantSpec
+from passionsr.quantization.spec import Form, QuantSpec
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """How one layer is quantized; written into scheme.json and enough to rebuild the layer.
 
-    act_form: form of the activation quantizer where it differs from the weight's. split: channels of the
-    first of two ranges of input and weight, 0 for one range. official: released bugs to reproduce (methods.md
-    0.1): "linear_offset", "stat_2d" (see ChannelTransform), "split_tokens" (a linear layer's input is split on
-    dim 1), "bias" (LET's bias term stays float). act_site: "output" is PTQ4DM's released
-    convention, whose products are not integer-executable. quantize_act: False leaves activations float.
+    form, act_form: number format, and that of the activation quantizer where it differs.
+    per_channel: one weight range per output channel.
+    split: channels of the first of two ranges of input and weight; 0 for one range.
+    let: with the learnable equivalent transformation. quantize_bias: the bias at weight bits, per
+        tensor.
+    act_site: which side of the product is quantized; behind "output" the next product has float
+        inputs, which integer arithmetic cannot execute. quantize_act: False leaves activations
+        float.
+    parts: what the layer is built from, see `Parts`.
     """
 
     weight_bits: int
@@ -40,20 +45,27 @@ class LayerConfig:
     split: int = 0
     let: bool = False
     quantize_bias: bool = False
-    official: tuple[str, ...] = ()
     act_site: Literal["input", "output"] = "input"
     quantize_act: bool = True
+    parts: Parts = STANDARD
 
 
 class _Kept:
     """A value computed once for as long as nothing it depends on changes or trains."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.value: Any = None
         self._key: Any = None
 
-    def get(self, sources: list[Tensor], make: Callable[[], Any], keep: bool, *rest: Any) -> Any:
-        """What `make` returns, from `sources` and `rest`; keep: whether to keep it, if it can be kept."""
+    def get(
+        self, sources: Sequence[Tensor], make: Callable[[], Any], keep: bool, *rest: Any
+    ) -> Any:
+        """What `make` returns.
+
+        sources: the tensors that it is made from; it is made again once one of them has changed, or
+            `rest` has.
+        keep: False never keeps it.
+        """
         fixed = all(isinstance(s, nn.Parameter) and not s.requires_grad for s in sources)
         if not (fixed and keep):
             self.clear()
@@ -73,18 +85,27 @@ class _Kept:
 class QuantizedLayer(nn.Module):
     """Conv2d or Linear with fake-quantized input, weight and, where asked, bias and LET.
 
-    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term; without LET s = 1, o = 0 (methods.md 2.2, 8.2).
-    For a convolution `W o` is the interior value of f(o, W); along zero-padded borders f(o, W) differs
-    from it and the difference is added in float, so that the transformation is exact there too.
+    out = f(Qa((x - o) / s), Qw(W s)) + Q(b + W o) + border term (PassionSR Eq. 5). Without LET s is
+    1 and o is 0. For a convolution `W o` is the interior value of f(o, W); along zero-padded
+    borders f(o, W) differs from it and the difference is added in float, so that the transformation
+    is exact there too.
     """
+
+    weight: Any  # nn.Parameter; None once the layer is frozen
+    bias: nn.Parameter | None
+    # Of a frozen layer.
+    weight_codes: Tensor
+    bias_codes: Tensor | None
+    float_bias: Tensor | None
+    border: Tensor | None
 
     def __init__(self, layer: nn.Conv2d | nn.Linear, config: LayerConfig):
         super().__init__()
         self.config = config
         self.is_conv = isinstance(layer, nn.Conv2d)
-        self.geometry = _geometry_of(layer) if self.is_conv else None
+        self.geometry = ConvGeometry.of(layer) if isinstance(layer, nn.Conv2d) else None
         out_channels, in_channels = layer.weight.shape[:2]
-        if self.is_conv and (layer.groups != 1 or layer.padding_mode != "zeros"):
+        if isinstance(layer, nn.Conv2d) and (layer.groups != 1 or layer.padding_mode != "zeros"):
             raise ValueError("grouped convolutions and non-zero padding modes are not supported")
         weight_spec = QuantSpec(
             bits=config.weight_bits,
@@ -92,30 +113,30 @@ class QuantizedLayer(nn.Module):
             per_channel=config.per_channel,
             split=config.split,
         )
-        by_tokens = config.split > 0 and not self.is_conv and "split_tokens" in config.official
         act_spec = QuantSpec(
             bits=config.act_bits,
             form=config.act_form or config.form,
-            split=HALF if by_tokens else config.split,
-            channel_axis=1 if self.is_conv or by_tokens else -1,
+            split=config.split,
+            channel_axis=1 if self.is_conv else -1,
         )
-        # The layer's own storage: whoever swaps it drops it, and nothing here writes to it in place.
+        parts = config.parts
+        # The layer's own storage: its owner drops it, and nothing here writes to it in place.
         self.weight = nn.Parameter(layer.weight.detach(), requires_grad=False)
         self.bias = (
             None if layer.bias is None else nn.Parameter(layer.bias.detach(), requires_grad=False)
         )
-        self.weight_quantizer = Quantizer(weight_spec, (out_channels, in_channels))
+        self.weight_quantizer = parts.quantizer(weight_spec, (out_channels, in_channels))
         self.act_quantizer = (
-            Quantizer(act_spec, (in_channels,)) if config.quantize_act else nn.Identity()
+            parts.input_quantizer(act_spec, in_channels, self.is_conv)
+            if config.quantize_act
+            else nn.Identity()
         )
         self.bias_quantizer = None
         if config.quantize_bias and (self.bias is not None or config.let):
-            self.bias_quantizer = Quantizer(
+            self.bias_quantizer = parts.quantizer(
                 QuantSpec(bits=config.weight_bits, form=config.form, channel_axis=0)
             )
-        self.transform = (
-            ChannelTransform(in_channels, self.is_conv, config.official) if config.let else None
-        )
+        self.transform = parts.transform(in_channels, self.is_conv) if config.let else None
         self.frozen = False
         self.keep_weight = True  # what is made of it, between forwards
         self._kept_weight, self._kept_sum, self._kept_shift = _Kept(), _Kept(), _Kept()
@@ -124,13 +145,16 @@ class QuantizedLayer(nn.Module):
 
     # -- calibration --------------------------------------------------------------------------
 
-    def start_collecting(self, alpha: float, mode: ScaleInit, reset: bool = True) -> None:
-        """Let the next float forwards set LET's scale by EMA; reset: from the first of them on."""
+    def start_collecting(self, mode: ScaleInit, reset: bool = True) -> None:
+        """Let the next float forwards set LET's scale by EMA; reset: their first sets it.
+
+        mode: see `init_scale`.
+        """
         assert self.transform is not None
         if reset:
             self.transform.reset()
         self.transform.collecting = True
-        self._let_init = (alpha, mode)
+        self._let_init = mode
 
     def stop_collecting(self) -> None:
         """End `start_collecting`."""
@@ -151,7 +175,12 @@ class QuantizedLayer(nn.Module):
     def _bias_and_border(
         self, size: tuple[int, int]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-        """(b + W o of the interior, what stays float of it, border response minus interior on a small map)."""
+        """(bias to quantize, what is added in float, LET's border term on a small map).
+
+        The first two are the bias and LET's interior term W o, see `Parts.split_bias`, each (out,).
+        The border term is the response to o minus its interior value, (1, out, h, w). size: of the
+        input map.
+        """
         if self.transform is None:
             return self.bias, None, None
         sources = [self.weight, self.transform.offset]
@@ -162,17 +191,16 @@ class QuantizedLayer(nn.Module):
         self, size: tuple[int, int]
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
         """`_bias_and_border` of a layer with LET."""
+        assert self.transform is not None
         weight = self.weight
         if self.is_conv:
             weight = self._kept_sum.get([weight], lambda: weight.sum((2, 3)), self.keep_weight)
         shift = weight @ self.transform.offset
         border = None
-        if self.is_conv and self.geometry.padding != (0, 0):
+        if self.geometry is not None and self.geometry.padding != (0, 0):
             response = shift_response(self.transform.offset, self.weight, self.geometry, size)
             border = response - shift.reshape(1, -1, 1, 1)
-        if "bias" in self.config.official:
-            return self.bias, shift, border
-        return (shift if self.bias is None else self.bias + shift), None, border
+        return *self.config.parts.split_bias(self.bias, shift), border
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer: Conv2d (N, C, H, W) or Linear (..., C)."""
@@ -180,34 +208,34 @@ class QuantizedLayer(nn.Module):
             return self._frozen_forward(x)
         if self.transform is not None:
             if self.transform.collecting:
-                self.transform.collect(x, self.weight, *self._let_init)
+                self.transform.collect(x, self.weight, self._let_init)
                 return self._op(x, self.weight, self.bias)
-            size = tuple(x.shape[-2:])
-            bias, rest, border = self._bias_and_border(size)
+            size = _size_of(x)
+            bias, float_bias, border = self._bias_and_border(size)
             x = self.transform.input(x)
         else:
-            bias, rest, border, size = self.bias, None, None, (0, 0)
+            bias, float_bias, border, size = self.bias, None, None, (0, 0)
         if self.weight_quantizer.phase is not Phase.QUANTIZED:
             weight = self._transformed_weight()
         else:
             weight = self._quantized_weight()
             if self.bias_quantizer is not None and bias is not None:
                 bias = self.bias_quantizer(bias)
-        return self._product(x, weight, _plus(bias, rest), border, size)
+        return self._product(x, weight, _sum_of_given(bias, float_bias), border, size)
 
     def _transformed_weight(self) -> Tensor:
         return self.weight if self.transform is None else self.transform.weight(self.weight)
 
     def _quantized_weight(self) -> Tensor:
-        """The fake-quantized weight; computed once for as long as nothing it depends on changes or trains."""
-        sources = [self.weight, *self.weight_quantizer.parameters()]
+        """The fake-quantized weight, kept while nothing it depends on changes or trains."""
+        sources: list[Tensor] = [self.weight, *self.weight_quantizer.parameters()]
         if self.transform is not None:
             sources += self.transform.parameters()
-        # A kept weight would make a stale zero point depend on the number of forward passes.
+        # A quantizer with state must see every forward pass.
         return self._kept_weight.get(
             sources,
             lambda: self.weight_quantizer(self._transformed_weight()),
-            self.keep_weight and not self.weight_quantizer.is_stale,
+            self.keep_weight and self.weight_quantizer.is_stateless,
         )
 
     def _product(
@@ -226,17 +254,18 @@ class QuantizedLayer(nn.Module):
         return out if on_input else self.act_quantizer(out)
 
     def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        if not self.is_conv:
-            return F.linear(x, weight, bias)
         g = self.geometry
+        if g is None:
+            return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
 
     def _add_border(self, out: Tensor, border: Tensor, size: tuple[int, int]) -> Tensor:
         g = self.geometry
-        lead = tuple(
+        assert g is not None
+        top, left = (
             border_sizes(size[i], g.kernel_size[i], g.stride[i], g.padding[i])[1] for i in range(2)
         )
-        return out + expand_borders(border, out.shape[2], out.shape[3], lead)
+        return out + expand_borders(border, out.shape[2], out.shape[3], (top, left))
 
     # -- freezing and loading -----------------------------------------------------------------
 
@@ -250,17 +279,17 @@ class QuantizedLayer(nn.Module):
             return
         weight = self._transformed_weight()
         # 64 is a multiple of every stride and larger than the border map of every kernel here.
-        bias, rest, border = self._bias_and_border((64, 64))
+        bias, float_bias, border = self._bias_and_border((64, 64))
         codes = self.weight_quantizer.codes(weight)
         self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
         self.register_buffer("border", border)
         if self.bias_quantizer is not None and bias is not None:
             self.register_buffer("bias_codes", self.bias_quantizer.codes(bias))
-            self.register_buffer("float_bias", None if rest is None else rest.detach().clone())
         else:
-            bias = _plus(bias, rest)
+            float_bias = _sum_of_given(bias, float_bias)
             self.register_buffer("bias_codes", None)
-            self.register_buffer("float_bias", None if bias is None else bias.detach().clone())
+        float_bias = None if float_bias is None else float_bias.detach().clone()
+        self.register_buffer("float_bias", float_bias)
         for kept in (self._kept_weight, self._kept_sum, self._kept_shift):
             kept.clear()
         self.weight = None
@@ -268,7 +297,7 @@ class QuantizedLayer(nn.Module):
         self.frozen = True
 
     def _frozen_forward(self, x: Tensor) -> Tensor:
-        size = tuple(x.shape[-2:])
+        size = _size_of(x)
         if self.transform is not None:
             x = self.transform.input(x)
         weight = self._frozen_weight
@@ -277,7 +306,8 @@ class QuantizedLayer(nn.Module):
             self._frozen_weight = weight if self.keep_weight else None
         bias = self.float_bias
         if self.bias_codes is not None:
-            bias = _plus(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
+            assert self.bias_quantizer is not None
+            bias = _sum_of_given(self.bias_quantizer.dequantize(self.bias_codes), self.float_bias)
         return self._product(x, weight, bias, self.border, size)
 
     def extra_repr(self) -> str:
@@ -285,24 +315,12 @@ class QuantizedLayer(nn.Module):
         return f"W{self.config.weight_bits}A{self.config.act_bits}, let={self.config.let}"
 
 
-def _plus(a: Tensor | None, b: Tensor | None) -> Tensor | None:
-    """The sum of what is there."""
+def _size_of(x: Tensor) -> tuple[int, int]:
+    return cast("tuple[int, int]", tuple(x.shape[-2:]))
+
+
+def _sum_of_given(a: Tensor | None, b: Tensor | None) -> Tensor | None:
+    """The sum, in which None counts as zero; None if both are None."""
     if a is None or b is None:
         return b if a is None else a
     return a + b
-
-
-@dataclass(frozen=True)
-class _Geometry:
-    """What F.conv2d needs of a Conv2d besides its weights."""
-
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
-    groups: int = 1
-
-
-def _geometry_of(conv: nn.Conv2d) -> _Geometry:
-    assert not isinstance(conv.padding, str)
-    return _Geometry(conv.kernel_size, conv.stride, conv.padding, conv.dilation)

@@ -19,14 +19,20 @@ def quantized_modules(module: nn.Module) -> list[QuantizedLayer | QuantizedAtten
 
 
 def keep_weights(module: nn.Module, keep: bool) -> None:
-    """Whether the layers below `module` keep their fake-quantized weights between forwards (faster, twice the memory)."""
+    """Whether the layers below `module` keep their fake-quantized weights between forward passes.
+
+    That is faster and takes twice the memory.
+    """
     for part in quantized_modules(module):
         if isinstance(part, QuantizedLayer):
             part.keep_weight = keep
 
 
 def freeze(module: nn.Module, empty: bool = False) -> None:
-    """Freeze every quantized layer: integer codes, no gradient, QUANTIZED phase; empty: see `QuantizedLayer.freeze`."""
+    """Freeze every quantized layer: integer codes instead of weights, no gradient.
+
+    empty: see `QuantizedLayer.freeze`.
+    """
     for quantizer in quantizers(module):
         quantizer.fold_scale_into_bounds()
     for part in quantized_modules(module):

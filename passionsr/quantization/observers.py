@@ -1,4 +1,4 @@
-"""Ranges seen during calibration."""
+"""Ranges of calibration batches, combined."""
 
 from __future__ import annotations
 
@@ -6,13 +6,15 @@ from typing import Literal, get_args
 
 from torch import Tensor
 
-RangeMode = Literal["ema", "global", "first"]
+RangeMode = Literal["ema", "first"]
 
 
 class RangeObserver:
-    """(lower, upper) of batches: EMA m <- 0.95 m + 0.05 m_batch, the running min / max, or the first batch's.
+    """Combines the ranges (lower, upper) of calibration batches into one.
 
-    The first batch sets the value (methods.md 3.2; EMA as in PassionSR's quantizers).
+    mode: "ema" is m <- momentum m + (1 - momentum) m_batch, where the first batch sets m (0.95 in
+    PassionSR's code, 0.9 in PTQ4DM's). "first" keeps the first batch's. Raises ValueError for
+    another mode.
     """
 
     def __init__(self, mode: RangeMode = "ema", momentum: float = 0.95):
@@ -23,12 +25,9 @@ class RangeObserver:
         self.upper: Tensor | None = None
 
     def update(self, lower: Tensor, upper: Tensor) -> None:
-        """Take in one batch's minima and maxima, any equal shapes."""
+        """Take in one batch's lower and upper bounds, of any equal shapes."""
         if self.lower is None or self.upper is None:
             self.lower, self.upper = lower.clone(), upper.clone()
         elif self.mode == "ema":
             self.lower = self.momentum * self.lower + (1 - self.momentum) * lower
             self.upper = self.momentum * self.upper + (1 - self.momentum) * upper
-        elif self.mode == "global":
-            self.lower = self.lower.minimum(lower)
-            self.upper = self.upper.maximum(upper)

@@ -1,4 +1,4 @@
-"""Quantizer: the module that holds one tensor's bounds."""
+"""Quantizer: the module that holds one tensor's bounds and fake-quantizes it."""
 
 from __future__ import annotations
 
@@ -12,25 +12,27 @@ from torch import Tensor, nn
 from passionsr.quantization.functional import (
     dequantize,
     fake_quantize,
-    fake_quantize_stale,
     quantize,
     scale_of,
     zero_of,
 )
 from passionsr.quantization.observers import RangeMode, RangeObserver
 from passionsr.quantization.range_search import RangeSearch
-from passionsr.quantization.spec import HALF, Form, QuantSpec
+from passionsr.quantization.spec import Form, QuantSpec
 
 MIN_SCALE = 1e-8
+# (tensor, factors of its last axis or None) -> the fake-quantized product.
+Quantize = Callable[[Tensor, Tensor | None], Tensor]
 
 
 def can_fuse(x: Tensor, bound: Tensor) -> bool:
-    """Whether `fused` serves this device and these types."""
+    """Whether the CPU kernels serve this device and these types."""
     known = x.dtype is bound.dtype and x.dtype in (torch.float32, torch.float64)
     return known and x.device.type == "cpu" and bound.device.type == "cpu"
 
 
-def _times(x: Tensor, factors: Tensor | None) -> Tensor:
+def times(x: Tensor, factors: Tensor | None) -> Tensor:
+    """x, multiplied by `factors` along its last axis where there are any."""
     return x if factors is None else x * factors
 
 
@@ -51,6 +53,9 @@ class Quantizer(nn.Module):
 
     The parameters have shape (out, groups) or (groups,): a weight [Cout, Cin, ...] or an activation
     with channels on spec.channel_axis. Both are frozen until a method asks for their gradient.
+
+    A subclass whose forward passes change what the next one computes overrides `is_stateless`,
+    `forward_state` and `bound_function`.
     """
 
     def __init__(self, spec: QuantSpec, channels: tuple[int, ...] = ()):
@@ -69,15 +74,16 @@ class Quantizer(nn.Module):
         self.phase = Phase.QUANTIZED
         self.observer: RangeObserver | None = None
         self.find: Finder | None = None
-        self._previous_scale: Tensor | None = None
-        self.folded = False
 
     def learn_scale(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """Make (scale, zero_point) the parameters instead of the bounds, until `fold_scale_into_bounds`.
+        """Make (scale, zero_point) the parameters instead of the bounds.
 
-        Standard sign: lower = -zero_point * scale, upper = (n - zero_point) * scale, so the gradients of the
-        bounds become those of LSQ, Q-Diffusion and EfficientDM. A zero point that is learned is rounded
-        with a straight-through gradient, except in the form REAL_ZP.
+        `fold_scale_into_bounds` ends that. Standard sign: lower = -zero_point * scale, upper = (n -
+        zero_point) * scale, so the gradients of the bounds become those of LSQ, Q-Diffusion and
+        EfficientDM. A zero point that is learned is rounded with a straight-through gradient,
+        except in the form REAL_ZP.
+
+        Returns: both in the shape of the bounds.
         """
         scale = scale_of(self.lower, self.upper, self.spec.levels).detach()
         zero_point = -zero_of(self.lower, scale, self.spec.form).detach()
@@ -87,8 +93,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def fold_scale_into_bounds(self) -> None:
-        """End of training: what `learn_scale` learned becomes the bounds, a stale zero point is forgotten."""
-        self.folded = True
+        """End of training: what `learn_scale` learned becomes the bounds."""
         lower, upper = self.bounds()
         self.lower.copy_(lower)
         self.upper.copy_(upper)
@@ -113,7 +118,7 @@ class Quantizer(nn.Module):
 
     def _first(self, size: int) -> int:
         """How many of `size` channels are in the first of two groups."""
-        return size // 2 if self.spec.split == HALF else min(self.spec.split, size)
+        return min(self.spec.split, size)
 
     def _broadcast(self, bound: Tensor, like: Tensor) -> Tensor:
         """Bounds -> a tensor that broadcasts against `like`."""
@@ -138,16 +143,11 @@ class Quantizer(nn.Module):
         scale = scale_of(lower, upper, self.spec.levels)
         return scale, -zero_of(lower, scale, self.spec.form)
 
-    def _stale(self, bounds: tuple[Tensor, Tensor]) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """The next forward pass under one stale zero point, as a function that can be called again."""
-        scale = scale_of(*bounds, self.spec.levels).detach()
-        previous = scale if self._previous_scale is None else self._previous_scale
-        self._previous_scale = scale
-        levels = self.spec.levels
-        return lambda x, factors: fake_quantize_stale(_times(x, factors), *bounds, levels, previous)
-
     def rows(self, x: Tensor) -> list[Tensor]:
-        """The values behind each range, per group of channels: (1, elements), or (out, elements) per channel."""
+        """The values of each range, one tensor per group of channels.
+
+        Each is (1, elements), or (out, elements) where ranges are per channel.
+        """
         parts = [x]
         if self.spec.groups > 1:
             axis = self.spec.channel_axis % x.ndim
@@ -184,8 +184,7 @@ class Quantizer(nn.Module):
 
     @torch.no_grad()
     def set_bounds(self, lower: Tensor, upper: Tensor, include_zero: bool = False) -> None:
-        """Overwrite the bounds; `include_zero` widens them so that 0.0 is inside (methods.md 3.2)."""
-        self._previous_scale = None
+        """Overwrite the bounds; `include_zero` widens them to hold 0.0, for exact zero padding."""
         self.lower.copy_(lower.clamp_max(0) if include_zero else lower)
         self.upper.copy_(upper.clamp_min(0) if include_zero else upper)
 
@@ -201,33 +200,40 @@ class Quantizer(nn.Module):
         )
 
     @property
-    def is_stale(self) -> bool:
-        """Whether the zero point moves with every forward pass."""
-        return self.spec.form is Form.INT_ZP_STALE and not self.folded
+    def is_stateless(self) -> bool:
+        """Whether equal tensors under equal bounds always give equal results, as here."""
+        return True
+
+    def forward_state(self) -> list[Tensor]:
+        """The tensors besides the bounds that forward passes change: none here."""
+        return []
 
     @property
     def is_pure(self) -> bool:
-        """Whether `forward` of a part is that part of `forward`: no statistics are taken, no state moves."""
-        return self.phase is not Phase.OBSERVING and not self.is_stale
+        """Whether quantizing a tensor in parts is quantizing it: no statistics, no state."""
+        return self.phase is not Phase.OBSERVING and self.is_stateless
 
     def _fake_quantize(
         self, x: Tensor, bounds: tuple[Tensor, Tensor], factors: Tensor | None = None
     ) -> Tensor:
-        """Fake quantization with `bounds` in the shape of the parameters; factors: see `forward`."""
+        """Fake quantization; bounds: in the shape of the parameters, factors: see `forward`."""
         levels, form = self.spec.levels, self.spec.form
         if not can_fuse(x, bounds[0]):
             expanded = (self._broadcast(bound, x) for bound in bounds)
-            return fake_quantize(_times(x, factors), *expanded, levels, form)
-        from passionsr.quantization import cpu_kernels as fused  # numba: only where it is used
+            return fake_quantize(times(x, factors), *expanded, levels, form)
+        from passionsr.quantization import cpu_functions  # numba: only where it is used
 
         if factors is not None and bounds[0].numel() == 1:
-            return fused.fake_quantize_scaled(x, factors, *bounds, levels, form)
-        x = _times(x, factors)
+            return cpu_functions.fake_quantize_scaled(x, factors, *bounds, levels, form)
+        x = times(x, factors)
         shape, cut = self._rows_and_cut(x.shape)
-        return fused.fake_quantize_rows(x, *bounds, levels, form, shape, cut)
+        return cpu_functions.fake_quantize_rows(x, *bounds, levels, form, shape, cut)
 
     def _rows_and_cut(self, shape: torch.Size) -> tuple[tuple[int, int, int], int]:
-        """A tensor's shape as (outer, rows, columns): a row per range or pair of ranges, which meet at the column returned."""
+        """A tensor's shape as (outer, rows, columns), and the column where a row's two ranges meet.
+
+        There is a row per range, or per pair of ranges.
+        """
         rows = shape[0] if self.spec.per_channel else 1
         if self.spec.groups == 1:
             columns = shape.numel() // rows
@@ -237,24 +243,27 @@ class Quantizer(nn.Module):
         outer = shape[:axis].numel() // rows
         return (outer, rows, shape[axis] * inner), self._first(shape[axis]) * inner
 
-    def with_current_bounds(self) -> Callable[[Tensor, Tensor | None], Tensor]:
-        """`forward` for the parts of a tensor under one range, its bounds looked up once; for the same part again, too."""
-        if self.phase is Phase.FLOAT:
-            return _times
-        assert self.phase is Phase.QUANTIZED
-        assert self.lower.numel() == 1
-        if self.is_stale:
-            return self._stale(self._bounds(self.lower))
+    def bound_function(self, like: Tensor) -> Quantize:
+        """Fake quantization of tensors shaped like `like` under the present bounds.
+
+        It can be called again for the same result, as gradient checkpointing does.
+        """
         bounds = self.bounds()
         return lambda x, factors: self._fake_quantize(x, bounds, factors)
+
+    def with_current_bounds(self) -> Quantize:
+        """`forward` for the parts of a tensor under one range, whose bounds are looked up once."""
+        if self.phase is Phase.FLOAT:
+            return times
+        assert self.phase is Phase.QUANTIZED
+        assert self.lower.numel() == 1
+        return self.bound_function(self.lower)
 
     def forward(self, x: Tensor, factors: Tensor | None = None) -> Tensor:
         """Same shape as `x`; factors multiply it along the last axis before it is quantized."""
         if self.phase is Phase.QUANTIZED:
-            if self.is_stale:
-                return self._stale(self._bounds(x))(x, factors)
-            return self._fake_quantize(x, self.bounds(), factors)
-        x = _times(x, factors)
+            return self.bound_function(x)(x, factors)
+        x = times(x, factors)
         if self.phase is Phase.OBSERVING and self.observer is not None:
             bounds = self.observe(x) if self.find is None else self.find(self, x)
             self.observer.update(*bounds)
@@ -293,8 +302,8 @@ def observing(
 ) -> Iterator[None]:
     """Record ranges of what passes through; on exit they become the bounds.
 
-    find: (quantizer, tensor) -> bounds of one batch; by default its minimum and maximum. Quantizers that
-    saw nothing keep their bounds (weights are set by `QuantizedLayer.init_weights`).
+    find: (quantizer, tensor) -> bounds of one batch; by default its minimum and maximum. Quantizers
+    that no tensor reached keep their bounds (weights are set by `QuantizedLayer.init_weights`).
     """
     found = quantizers(module)
     for quantizer in found:

@@ -1,7 +1,8 @@
 """Range searches: the bounds that minimise mean |x_hat - x|^2.4 over a list of candidates.
 
-Each takes rows (ranges, elements) and a spec, and returns (lower, upper), each (ranges,). The first of equal
-candidates wins. A single long row is condensed to a histogram first; its minimum and maximum stay exact.
+Each takes rows (ranges, elements) and a spec, and returns (lower, upper), each (ranges,). The first
+of equal candidates wins. A single long row is condensed to a histogram first; its minimum and
+maximum stay exact.
 """
 
 from __future__ import annotations
@@ -36,7 +37,10 @@ def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
 def _score(
     values: Tensor, weights: Tensor | None, lower: Tensor, upper: Tensor, levels: int
 ) -> Tensor:
-    """Mean |x_hat - x|^POWER, (ranges, candidates); values (ranges, elements), bounds (ranges, candidates)."""
+    """Mean |x_hat - x|^POWER of each candidate, (ranges, candidates).
+
+    values: (ranges, elements). weights: the same, or None. lower, upper: (ranges, candidates).
+    """
     x, low, high = values[:, None, :], lower[..., None], upper[..., None]
     rounded = dequantize(
         quantize(x, low, high, levels, Form.AFFINE), low, high, levels, Form.AFFINE
@@ -67,7 +71,7 @@ def _best(
 
 
 def _block(values: Tensor) -> tuple[int, int]:
-    """(ranges, candidates) to score at a time, so that they and their elements are about one piece."""
+    """(ranges, candidates) to score at a time: with their elements about one piece."""
     ranges, elements = values.shape
     size = max(1, piece_size(values) // elements)
     height = min(ranges, size)
@@ -75,7 +79,7 @@ def _block(values: Tensor) -> tuple[int, int]:
 
 
 def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tuple[Tensor, Tensor]:
-    """Q-Diffusion and EfficientDM: (min, max) shrunk by 1 - 0.01 i, i = 0..79 (methods.md 6.2).
+    """The search of Q-Diffusion's and EfficientDM's code: (min, max) times 1 - 0.01 i, i = 0..79.
 
     from_zero: the range starts at 0, for softmax outputs (`always_zero`).
     """
@@ -86,8 +90,12 @@ def shrink_search(rows: Tensor, spec: QuantSpec, from_zero: bool = False) -> tup
 
 
 def symmetric_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
-    """PTQ4DM's 1-D search: [-t, t], t = T i / candidates; one-sided where the whole tensor is (methods.md 5.2)."""
-    # In this order: the zero point -t / scale is an exact half, and float rounding decides its side (13.2).
+    """PTQ4DM's 1-D search: [-t, t] with t = max|x| i / candidates, i = 1..candidates.
+
+    It is [0, t] where no value of the whole tensor is negative, and [-t, 0] where none is positive.
+    """
+    # In this order: the zero point -t / scale is an exact half, and float rounding decides its
+    # side.
     steps = torch.arange(1, candidates + 1, dtype=rows.dtype, device=rows.device)
     t = rows.abs().amax(1)[:, None] / candidates * steps
     zero = torch.zeros_like(t)
@@ -97,7 +105,10 @@ def symmetric_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tu
 
 
 def two_sided_search(rows: Tensor, spec: QuantSpec, candidates: int = 100) -> tuple[Tensor, Tensor]:
-    """PTQ4DM's 2-D search: widths (max - min) i / candidates times every zero point; one-sided as above (5.2)."""
+    """PTQ4DM's 2-D search: each width (max - min) i / candidates with each zero point.
+
+    Of a one-sided tensor it is the 1-D search.
+    """
     if rows.amin() >= 0 or rows.amax() <= 0:
         return symmetric_search(rows, spec, candidates)
     low, high = rows.amin(1), rows.amax(1)

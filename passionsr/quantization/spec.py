@@ -6,26 +6,26 @@ import re
 from dataclasses import dataclass
 from enum import StrEnum
 
-HALF = -1
 MIN_BITS, MAX_BITS = 2, 16
 
 
 class Form(StrEnum):
-    """How bounds (lower, upper) become a grid of 2^b points (methods.md 0, 8.2).
+    """How bounds (lower, upper) become a grid of 2^b points.
 
-    REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away from 0.
-    INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties away.
+    REAL_OFFSET: x_hat = scale * q + lower. PassionSR Eq. 3; 0 need not be on the grid. Ties away
+        from 0.
+    INT_ZP: x_hat = scale * (q + round(lower / scale)). PassionSR's code with a fresh scale. Ties
+        away.
     AFFINE: as INT_ZP with ties to even: the standard scale / zero_point form of the baselines.
-    LSQ: the grid of AFFINE; what is clipped is decided by x against the bounds, not by its code (methods.md 4.2).
-    INT_ZP_STALE: as INT_ZP, trained with the zero point of the previous forward's scale: PassionSR's released
-    quantizer with its wrong gradient (methods.md 8.6.2), for `official` runs only.
-    REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers: EfficientDM's
-    released activation quantizer (methods.md 7.5c), for `official` runs only.
+    LSQ: the grid of AFFINE; what is clipped is decided by x against the bounds, not by its code
+        (Esser et al., ICLR 2020, Eq. 3).
+    REAL_ZP: as AFFINE with a zero point that is never rounded, so codes are no integers. Only
+        EfficientDM's act_zp="real" uses it. It is a form here, and not a variant beside the method,
+        because its bound gradients must come from the same CPU kernels as everyone's, to the bit.
     """
 
     REAL_OFFSET = "real_offset"
     INT_ZP = "int_zp"
-    INT_ZP_STALE = "int_zp_stale"
     AFFINE = "affine"
     LSQ = "lsq"
     REAL_ZP = "real_zp"
@@ -36,9 +36,9 @@ class QuantSpec:
     """Bits and grid of one quantizer.
 
     per_channel: one range per output channel (dim 0), for weights; else per tensor.
-    split: 0 for one range; else two ranges along the input-channel axis, the first for this many channels
-    (half of them in PassionSR, methods.md 8.1; those of the hidden state in Q-Diffusion, 6.1). HALF: half of
-    whatever the axis holds.
+    split: 0 for one range; else two ranges along the input-channel axis, the first for this many
+        channels (half of them in PassionSR; those of the hidden state in Q-Diffusion's split
+        shortcuts).
     channel_axis: the input-channel axis that `split` refers to.
     """
 

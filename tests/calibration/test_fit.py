@@ -5,9 +5,10 @@ import math
 import pytest
 import torch
 from torch import nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from passionsr.baselines.qdiffusion import QDiffusion
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit
 from passionsr.calibration.reconstruction import Minibatches, capture, find_units
 from passionsr.calibration.sub_models import in_sequence
 from passionsr.quantization.layer import QuantizedLayer
@@ -27,6 +28,35 @@ def test_schedules():
     assert cosine == pytest.approx([0.5 * (1 + math.cos(math.pi * i / 4)) for i in range(4)])
 
 
+@pytest.mark.parametrize(
+    "config",
+    [
+        FitConfig(lr=0.3, steps=7, schedule="cosine"),
+        FitConfig(lr=0.3, steps=7, schedule="linear", weight_decay=0.01),
+        FitConfig(lr=0.3, epochs=3, schedule="halves", decay=0.2),
+        FitConfig(lr=0.3, epochs=2, optimizer="sgd"),
+    ],
+    ids=lambda c: c.schedule,
+)
+def test_every_step_has_its_rate(config):
+    """To the bit: rate of the group times the factor of the step, which torch's scheduler applies."""
+    parameters, seen = [nn.Parameter(torch.ones(1)) for _ in range(2)], []
+    hook = register_optimizer_step_pre_hook(
+        lambda optimizer, *_: seen.append([group["lr"] for group in optimizer.param_groups])
+    )
+    try:
+        fit(
+            [ParamGroup([p], scale) for p, scale in zip(parameters, (0.7, 1 / 3), strict=True)],
+            lambda x: sum(p.sum() for p in parameters) * x,
+            [1.0, 2.0, 3.0],
+            config,
+            FitStage("s", FitLog()),
+        )
+    finally:
+        hook.remove()
+    assert seen == [[0.3 * 0.7 * f, 0.3 * (1 / 3) * f] for f in rates(config, 3)]
+
+
 def quadratic(parameter):
     return lambda target: (parameter - target).square().sum()
 
@@ -38,8 +68,7 @@ def test_steps_cycle_through_the_batches_and_are_logged():
         quadratic(parameter),
         [1.0, 3.0],
         FitConfig(lr=1e-6, steps=5),
-        log,
-        "s",
+        FitStage("s", log),
     )
     assert [r["loss"] for r in log.rows] == pytest.approx([1, 9, 1, 9, 1], rel=1e-4)
     assert [r["epoch"] for r in log.rows] == [0, 0, 1, 1, 2]
@@ -60,8 +89,7 @@ def test_weight_decay_is_decoupled():
             lambda _, p=parameter: 0.0 * p.sum(),
             [0],
             config,
-            FitLog(),
-            "s",
+            FitStage("s", FitLog()),
         )
         assert float(parameter) == pytest.approx(expected, rel=1e-6)
 
@@ -78,8 +106,7 @@ def test_the_regulariser_is_minimised_but_not_reported():
         lambda _: 0.0 * parameter.sum(),
         [0],
         FitConfig(lr=0.1, steps=3),
-        log,
-        "s",
+        FitStage("s", log),
         regulariser,
     )
     assert steps == [1, 2, 3]
@@ -96,8 +123,7 @@ def test_a_loss_that_is_not_finite_stops_the_run():
             lambda _: parameter.sum() * math.nan,
             [0],
             FitConfig(),
-            FitLog(),
-            "unet.let",
+            FitStage("unet.let", FitLog()),
         )
     assert not parameter.requires_grad
 

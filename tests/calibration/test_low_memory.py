@@ -21,7 +21,11 @@ from passionsr.methods.base import load_method, quantize_model
 from passionsr.methods.passionsr import PassionSR
 from passionsr.models.osediff.sd21 import sd21_model
 from passionsr.quantization.artifact import load_quantized, save_quantized
-from passionsr.quantization.equivalent_transform import expand_borders, shift_response
+from passionsr.quantization.equivalent_transform import (
+    ConvGeometry,
+    expand_borders,
+    shift_response,
+)
 from passionsr.quantization.layer import QuantizedLayer
 from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import match_attention, match_layers
@@ -137,7 +141,7 @@ def test_borders_of_the_smallest_maps():
     """A 2 x 2 map has borders and no interior; below that the frozen border map cannot be used."""
     conv = torch.nn.Conv2d(3, 5, 3, padding=1)
     offset = torch.randn(3)
-    small = shift_response(offset, conv.weight, conv, (64, 64))
+    small = shift_response(offset, conv.weight, ConvGeometry.of(conv), (64, 64))
     for size in ((2, 2), (2, 7), (3, 2)):
         constant = offset.reshape(1, -1, 1, 1).expand(1, -1, *size)
         expected = torch.conv2d(constant, conv.weight, None, padding=1)

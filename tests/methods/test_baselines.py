@@ -1,4 +1,4 @@
-"""What is particular to each baseline: official vectors of its parts, and the invariants of methods.md 4.6 - 7.6."""
+"""What is particular to each baseline: official vectors of its parts, and their invariants."""
 
 from functools import partial
 
@@ -12,7 +12,8 @@ from passionsr.baselines.efficientdm import EfficientDM, QALoRA, merge
 from passionsr.baselines.lsq import LSQ, gradient_scales, lsq_bounds
 from passionsr.baselines.ptq4dm import PTQ4DM
 from passionsr.baselines.qdiffusion import QDiffusion
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
+from passionsr.calibration.checkpoints import NoCheckpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit, mean_loss
 from passionsr.calibration.reconstruction import (
     AdaRound,
     Minibatches,
@@ -215,7 +216,7 @@ def rounding_problem():
 
 
 def test_adaround_hardens_and_beats_nearest_rounding():
-    """methods.md 6.6, with the default budget (2,000 steps at 1e-2): V travels its 2.4 in time."""
+    """With the default budget (2,000 steps at 1e-2): V travels its 2.4 in time."""
     steps, rate = QDiffusion().weight_steps, QDiffusion().weight_lr
     layer, batches = rounding_problem()
 
@@ -236,7 +237,7 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     assert torch.equal(rounders[0].v >= 0, rounders[0].share() >= 0.5)
     penalty = RoundingPenalty(steps=steps)
     fit(
-        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitLog(), "t",
+        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitStage("t", FitLog()),
         lambda step: penalty([r.share() for r in rounders], step),
     )  # fmt: skip
     share = rounders[0].share()
@@ -258,7 +259,7 @@ def test_adaround_hardens_and_beats_nearest_rounding():
 
 @pytest.mark.parametrize("rate", [1e-2, 10.0])
 def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypatch):
-    """methods.md 6.6: what counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
+    """What counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
     import passionsr.baselines.qdiffusion as module
 
     original, undone, made = QDiffusion._round, [], []
@@ -267,14 +268,15 @@ def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypat
         made.append(Minibatches(*args))
         return made[-1]
 
-    def measured(self, sub, unit, teacher, other, data, log):
+    def measured(self, pair, data, log, checkpoints):
+        sub, unit = pair.sub, pair.unit
         with weights_only(sub):
             nearest = capture(unit.module, sub.run, data).output
-        original(self, sub, unit, teacher, other, data, log)
+        original(self, pair, data, log, checkpoints)
         stage = log.stages[-1]
         with weights_only(sub):
             learned = capture(unit.module, sub.run, data).output
-            loss = mean_loss(partial(self._unit_loss, unit, power=2.0), made[-1])
+            loss = mean_loss(partial(module._unit_loss, unit, power=2.0), made[-1])
         assert loss == pytest.approx(stage["loss_after"], rel=1e-6)
         assert stage["loss_after"] <= stage["loss_before"]
         assert torch.equal(nearest, learned) == (stage["loss_after"] == stage["loss_before"])
@@ -290,7 +292,7 @@ def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypat
 
 
 def test_official_split_penalty_leaves_the_second_half_alone(tiny, tiny_batches, monkeypatch):
-    """methods.md 6.5a: with the switch on, no share of the second half is regularised."""
+    """With the switch on, no share of the second half is regularised."""
     sizes = {}
 
     def spy(self, shares, step):
@@ -350,7 +352,7 @@ def test_qalora_vectors(shared, name, base):
     assert torch.equal(codes, v[f"ref_w_int_{base}base"])
     assert relative(out, v[f"ref_out_{base}base"].float()) < 1e-5
     if base == "int" and int(v["n_bits"]) == 4:
-        # The official 8-bit unpacking is broken (methods.md 13.3): its own outputs hold for 4 bits only.
+        # The official 8-bit unpacking is broken: its own outputs hold for 4 bits only.
         assert torch.equal(codes, v["w_int"])
         assert relative(out, v["out"]) < 1e-5
     merge([layer])
@@ -435,14 +437,14 @@ def test_lsq_steps_stay_without_learning_rate(tiny, tiny_batches):
 
 
 def test_sgd_steps_have_the_gradient_scale(tiny, tiny_batches, monkeypatch):
-    """methods.md 4.6: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
+    """LSQ Sec. 2.2: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
     import passionsr.baselines.lsq as module
 
     captured = []
     monkeypatch.setattr(module, "fit", lambda groups, *rest: captured.extend(groups))
     method = LSQ(optimizer="sgd", act_lr=1.0, weight_lr=1.0)
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
-    method.calibrate(prepared, tiny_batches, "U")
+    method.calibrate(prepared, tiny_batches, "U", NoCheckpoints())
     ((sub, inputs, _),) = in_sequence(prepared, tiny_batches, "U")
     scales = gradient_scales(sub, inputs[0])
     assert [g.lr_scale for g in captured] == [scales[q] for q in sub_quantizers(sub)]
@@ -463,14 +465,13 @@ def test_sgd_with_momentum():
         lambda b: b * parameter.sum(),
         [1.0, 2.0],
         config,
-        FitLog(),
-        "t",
+        FitStage("t", FitLog()),
     )
     assert float(parameter) == pytest.approx(-0.05 * (1 + (0.9 + 2)))
 
 
 def test_canonical_softmax_step_clips_almost_everything(tiny, tiny_batches):
-    """methods.md 4.5b: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
+    """docs/methods.md#lsq: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
     tops = {}
     for init in ("paper", "minmax_p"):
         method = LSQ(epochs=0, lsq_init=init)
@@ -533,7 +534,7 @@ def test_released_ptq4dm_quantizes_outputs_and_no_products(tiny, tiny_batches):
         ("passionsr.baselines.efficientdm:EfficientDM", {"qalora_base": "half"}),
         ("passionsr.baselines.efficientdm:EfficientDM", {"act_zp": "none"}),
         ("passionsr.baselines.qdiffusion:QDiffusion", {"act_init": "kl"}),
-        ("passionsr.baselines.qdiffusion:QDiffusion", {"recon_sum": "tokens"}),
+        ("passionsr.baselines.qdiffusion:QDiffusion", {"weight_init": "kl"}),
     ],
 )
 def test_unknown_values_are_refused(target, options):

@@ -6,14 +6,17 @@ import functools
 import itertools
 import json
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from passionsr.benchmark.config import load_methods, parse_scheme
 from passionsr.benchmark.training_step import step_ratios
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit, mean_loss
-from passionsr.calibration.range_passes import init_let, init_ranges, set_ranges
+from passionsr.calibration.checkpoints import NoCheckpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, fit, mean_loss
+from passionsr.calibration.range_passes import RangeRule, init_let, set_ranges
 from passionsr.calibration.sub_models import in_sequence, output_loss, parts_of, sub_quantizers
 from passionsr.methods.base import load_method, quantize_model
 from passionsr.methods.passionsr import PassionSR, lbq_groups, let_groups
@@ -115,32 +118,45 @@ def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
         assert not torch.equal(expected, tiny(image))
 
 
-# Options that no row of config/methods.yaml has.
-OPTIONS = [
-    ("minmax", {"minmax_mode": "global"}),
-    ("minmax", {"minmax_mode": "first"}),
-    ("lsq", {"exceptions": "native"}),
-    ("lsq", {"lsq_init": "paper", "per_channel": False}),
-    ("lsq", {"optimizer": "sgd"}),
-    ("lsq_plus", {"optimizer": "sgd"}),
-    ("ptq4dm", {"symmetric": False, "candidates": 5}),
-    ("ptq4dm", {"exceptions": "native"}),
-    ("ptq4dm", {"exceptions": "native", "act_quant_site": "output"}),
-    ("qdiffusion", {"weight_init": "max", "act_init": "ema"}),
-    ("qdiffusion", {"act_init": "max", "sm_bits": 16}),
-    ("qdiffusion", {"split_shortcut": False}),
-    ("qdiffusion", {"exceptions": "native", "recon_sum": "official"}),
-    ("qdiffusion", {"unet_crop": 4}),
-    ("efficientdm", {"exceptions": "native"}),
-    ("passionsr", {"lbq_form": "int_zp"}),
-    ("passionsr", {"let_scale_init": "smoothquant"}),
-    ("passionsr", {"let_alpha": 0.5}),
-    ("passionsr", {"let_latent_size": 8}),
-    ("passionsr", {"act_range_init": "global"}),
-    ("passionsr", {"act_range_init": "first"}),
-    ("passionsr", {"split": False}),
-    ("passionsr", {"lr_unit": "level"}),
+# What papers and released code do that no row of config/methods.yaml has: (method, options, whose it is).
+VARIANTS = [
+    ("lsq", {"exceptions": "native"}, "LSQ: first and last layer at 8 bits"),
+    ("lsq", {"lsq_init": "paper", "per_channel": False}, "LSQ: one step per layer, Sec. 2.1"),
+    ("lsq", {"optimizer": "sgd"}, "LSQ: SGD with the gradient scale, Sec. 2.2"),
+    ("lsq_plus", {"optimizer": "sgd"}, "LSQ+: the same"),
+    ("ptq4dm", {"symmetric": False, "candidates": 5}, "PTQ4DM: the text's 2-D search"),
+    ("ptq4dm", {"exceptions": "native"}, "PTQ4DM: first and last weight at 8 bits"),
+    ("ptq4dm", {"exceptions": "native", "act_quant_site": "output"}, "PTQ4DM: released"),
+    ("qdiffusion", {"weight_init": "max", "act_init": "ema"}, "Q-Diffusion: --running_stat"),
+    ("qdiffusion", {"act_init": "max", "sm_bits": 16}, "Q-Diffusion: P at 16 bits, for SD"),
+    ("qdiffusion", {"exceptions": "native"}, "Q-Diffusion: no 8-bit layers"),
+    ("efficientdm", {"exceptions": "native"}, "EfficientDM: float and 8-bit layers"),
+    ("passionsr", {"lbq_form": "int_zp"}, "PassionSR: integer zero point"),
+    (
+        "passionsr",
+        {"let_scale_init": "smoothquant"},
+        "PassionSR: the initialisation its text names",
+    ),
+    ("passionsr", {"let_latent_size": 8}, "PassionSR: s_j of self-attention"),
+    ("passionsr", {"lr_unit": "level"}, "PassionSR: learning rates in levels"),
 ]
+
+
+def test_every_option_is_used():
+    """By a row of the registry, a budget or a configuration, or else by a variant above."""
+    used = {}
+    for entry in METHODS.values():
+        used.setdefault(entry.target, set()).update(entry.options)
+    budgets = list(yaml.safe_load(Path("config/budgets.yaml").read_text()).values())
+    for path in Path("config").glob("*.yaml"):
+        budgets.append((yaml.safe_load(path.read_text()) or {}).get("budget"))
+    for budget in budgets:
+        for target, options in (budget if isinstance(budget, dict) else {}).items():
+            used[target].update(options)
+    for name, options, _ in VARIANTS:
+        used[METHODS[name].target].update(options)
+    for target, names in used.items():
+        assert {f.name for f in dataclasses.fields(load_method(target))} == names, target
 
 
 @pytest.fixture(scope="module")
@@ -157,10 +173,12 @@ def default_state(tiny, tiny_batches):
 
 
 @pytest.mark.parametrize(
-    ("name", "options"), OPTIONS, ids=lambda v: "-".join(v) if isinstance(v, dict) else v
+    ("name", "options", "variant"),
+    VARIANTS,
+    ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
 )
 def test_every_option_counts_and_is_saved(
-    name, options, default_state, tiny, tiny_batches, tmp_path
+    name, options, variant, default_state, tiny, tiny_batches, tmp_path
 ):
     """An option changes the artifact, and what it makes survives saving: the first forward is the one before."""
     method = build(name, **options)
@@ -182,7 +200,7 @@ def watch(method, tiny, batches, monkeypatch, around):
     prepared, _ = method.prepare(tiny, Scheme.parse("W4A4"), "UV")
     if hasattr(module, "fit"):
         monkeypatch.setattr(module, "fit", lambda *a: around(prepared, lambda: fit(*a), *a))
-    return method.calibrate(prepared, batches, "UV")
+    return method.calibrate(prepared, batches, "UV", NoCheckpoints())
 
 
 @pytest.mark.parametrize("name", OTHERS)
@@ -208,7 +226,7 @@ def test_only_what_is_learnt_moves(name, tiny, tiny_batches, monkeypatch):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_no_stage_ends_above_its_start(name, tiny, tiny_batches, monkeypatch):
-    """methods.md 8.7, 6.6, for every method: a stage whose steps are far too large is undone, and says so."""
+    """For every method: a fit stage whose steps are far too large is undone, and says so."""
     method = build(name)
     rates = [
         f.name
@@ -274,11 +292,11 @@ def test_more_bits_are_closer_to_float(tiny, tiny_batches):
 
 
 def test_sixteen_bits_match_float(tiny, tiny_batches):
-    """methods.md 3.6; global ranges, so that nothing is clipped: 1e-3 on images in [0, 1]."""
-    method = load_method("passionsr.baselines.minmax:MinMax", {"minmax_mode": "global"})
-    model, _, _ = quantize_model(method, tiny, Scheme.parse("W16A16"), "UV", tiny_batches)
-    with torch.no_grad():
-        for batch in tiny_batches:
+    """Calibrated on the batch itself, so that nothing is clipped: 1e-3 on images in [0, 1]."""
+    method = build("minmax")
+    for batch in tiny_batches:
+        model, _, _ = quantize_model(method, tiny, Scheme.parse("W16A16"), "UV", [batch])
+        with torch.no_grad():
             assert (model(batch.image) - tiny(batch.image)).abs().max() < 1e-3
 
 
@@ -290,12 +308,22 @@ def test_sixteen_bits_match_float(tiny, tiny_batches):
         (
             "passionsr.baselines.minmax:MinMax",
             {"speed": 9},
-            "unknown option speed; known: minmax_mode",
+            "unknown option speed; known: none, it has no options",
         ),
         (
-            "passionsr.baselines.minmax:MinMax",
-            {"minmax_mode": "x"},
-            "minmax_mode 'x' is unknown: give one of",
+            "passionsr.baselines.efficientdm:EfficientDM",
+            {"rank": 8},
+            "unknown option rank; known: act_lr, act_zp, exceptions",
+        ),
+        (
+            "passionsr.methods.passionsr:PassionSR",
+            {"let": "maybe"},
+            "let 'maybe' is unknown: give one of True, False",
+        ),
+        (
+            "passionsr.methods.passionsr:PassionSR",
+            {"lbq_reinit_after_let": "never"},
+            "lbq_reinit_after_let 'never' is unknown: give one of True, False, sample",
         ),
         (
             "passionsr.baselines.lsq:LSQ",
@@ -326,16 +354,16 @@ def record_stages(method, tiny, batches, monkeypatch):
     names = {id(p): n for n, p in prepared.named_parameters()}
     moved = {}
 
-    def spy(groups, loss_fn, pairs, config, log, stage):
+    def spy(groups, loss_fn, pairs, config, stage):
         before = state(prepared)
-        fit(groups, loss_fn, pairs, config, log, stage)
+        fit(groups, loss_fn, pairs, config, stage)
         after = state(prepared)
-        moved[stage] = {k for k in before if not torch.equal(before[k], after[k])}
+        moved[stage.name] = {k for k in before if not torch.equal(before[k], after[k])}
         allowed = {names[id(p)] for g in groups for p in g.params}
-        assert moved[stage] <= allowed
+        assert moved[stage.name] <= allowed
 
     monkeypatch.setattr(passion, "fit", spy)
-    log = method.calibrate(prepared, batches, "UV")
+    log = method.calibrate(prepared, batches, "UV", NoCheckpoints())
     return moved, log
 
 
@@ -350,7 +378,7 @@ def record_stages(method, tiny, batches, monkeypatch):
     ids=["full", "no_let", "no_lbq", "no_dqc"],
 )
 def test_stage_isolation(options, stages, tiny, tiny_batches, monkeypatch):
-    """LET stages move only s and o, LBQ stages only bounds, each inside its sub-model (methods.md 8.7)."""
+    """LET stages move only s and o, LBQ stages only bounds, each inside its sub-model (DQC)."""
     # Also a stage that ends higher shows what it moved.
     method = PassionSR(epochs=1, let_lr=1e-3, lbq_lr=1e-3, undo_worse=False, **options)
     moved, log = record_stages(method, tiny, tiny_batches, monkeypatch)
@@ -381,8 +409,8 @@ def test_a_step_in_levels(scheme, tiny, tiny_batches):
     """
     prepared, _ = PassionSR().prepare(tiny, Scheme.parse(scheme), "UV")
     sub, inputs, items = next(in_sequence(prepared, tiny_batches, "UV"))
-    init_let(sub, inputs, 0.3, "ratio")
-    init_ranges(sub, inputs)
+    init_let(sub, inputs)
+    set_ranges(sub, inputs)
     config = FitConfig(steps=1, undo_worse=False)
     layers = [p for p in parts_of(sub) if isinstance(p, QuantizedLayer)]
     units = {}  # of each parameter: what one level is
@@ -395,7 +423,7 @@ def test_a_step_in_levels(scheme, tiny, tiny_batches):
             units[bound] = float((quantizer.upper - quantizer.lower).mean()) / quantizer.spec.levels
     before = {p: p.clone() for p in units}
     for groups in (let_groups(sub, 0.25, "level"), lbq_groups(sub, 0.25, "level")):
-        fit(groups, output_loss(sub), items, config, FitLog(), "step")
+        fit(groups, output_loss(sub), items, config, FitStage("step", FitLog()))
     moved = [float((p - before[p]).abs().max()) / unit for p, unit in units.items()]
     assert max(moved) <= 0.25 * 1.001
     at_all = [m for m in moved if m > 0]
@@ -407,7 +435,7 @@ def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):
     """Paper 3.4.1: with LBQ's steps at zero the final bounds are the min / max under the final LET."""
     method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0)
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "UV")
-    method.calibrate(prepared, tiny_batches, "UV")
+    method.calibrate(prepared, tiny_batches, "UV", NoCheckpoints())
     layers = [m for m in prepared.modules() if isinstance(m, QuantizedLayer)]
     for layer in layers:
         weight = layer.transform.weight(layer.weight)
@@ -420,12 +448,12 @@ def test_released_re_initialisation_by_sample(tiny, tiny_batches):
     """The U script: what is left after a LET stage are the extremes of the last sample under the final LET."""
     method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let="sample")
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
-    method.calibrate(prepared, tiny_batches, "U")
+    method.calibrate(prepared, tiny_batches, "U", NoCheckpoints())
     found = bounds_of(prepared)
     ((sub, inputs, _),) = in_sequence(prepared, tiny_batches, "U")
-    set_ranges(sub, inputs[-1:], "first")
+    set_ranges(sub, inputs[-1:], RangeRule(mode="first"))
     assert all(torch.equal(a, b) for a, b in zip(found, bounds_of(prepared), strict=True))
-    set_ranges(sub, inputs[:1], "first")
+    set_ranges(sub, inputs[:1], RangeRule(mode="first"))
     assert not all(torch.equal(a, b) for a, b in zip(found, bounds_of(prepared), strict=True))
 
 
@@ -435,7 +463,7 @@ def test_released_script_keeps_its_ranges_after_let(tiny, tiny_batches):
     for epochs in (0, 1):
         method = PassionSR(epochs=epochs, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let=False)
         prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
-        method.calibrate(prepared, tiny_batches, "U")
+        method.calibrate(prepared, tiny_batches, "U", NoCheckpoints())
         found.append((bounds_of(prepared), prepared.unet.conv_in.transform.log_scale))
     assert all(torch.equal(a, b) for a, b in zip(found[0][0], found[1][0], strict=True))
     assert not torch.equal(found[0][1], found[1][1])
@@ -447,14 +475,14 @@ def test_released_ranges_are_those_of_the_first_batch_and_its_scales(tiny, tiny_
     right, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "U")
     for model, mode in ((official, "official"), (right, "ema")):
         method = PassionSR(epochs=0, act_range_init=mode, lbq_reinit_after_let=False)
-        method.calibrate(model, tiny_batches, "U")
+        method.calibrate(model, tiny_batches, "U", NoCheckpoints())
     scale = official.unet.conv_in.transform.log_scale
     assert torch.equal(scale, right.unet.conv_in.transform.log_scale)
     first, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "U")
     ((sub, inputs, _),) = in_sequence(first, tiny_batches, "U")
-    init_let(sub, inputs[:1], 0.3, "ratio")
+    init_let(sub, inputs[:1])
     assert not torch.equal(scale, first.unet.conv_in.transform.log_scale)
-    set_ranges(sub, inputs[:1], "first")
+    set_ranges(sub, inputs[:1], RangeRule(mode="first"))
     for layer, expected in zip(layers_of(official), layers_of(first), strict=True):
         for name in ("act_quantizer", "weight_quantizer"):
             assert torch.equal(getattr(layer, name).upper, getattr(expected, name).upper)
@@ -476,12 +504,22 @@ def test_the_released_decoder_target_is_ground_truth(tiny, tiny_batches):
 
 
 @pytest.mark.parametrize("scope", ["U", "UV"])
-def test_released_decay_of_the_unet_stage(scope):
+def test_released_decay_of_the_unet_stage(scope, tiny, tiny_batches, monkeypatch):
     """8.3: the second epoch runs at 0.1 of the rate in the U script, at 0.2 in the UV script."""
-    assert PassionSR()._unet_decay(scope) == {"U": 0.1, "UV": 0.2}[scope]
-    assert PassionSR(unet_decay=0.5)._unet_decay(scope) == 0.5
-    config = FitConfig(epochs=2, schedule="halves", decay=PassionSR()._unet_decay(scope))
-    assert [config.factor(step, 2) for step in range(4)] == [1, 1, config.decay, config.decay]
+    decays = []
+
+    def spy(groups, loss_fn, pairs, config, stage):
+        assert config.schedule == "halves"
+        decays.append((stage.name.split(".")[0], config.decay))
+
+    monkeypatch.setattr("passionsr.methods.passionsr.fit", spy)
+    method = PassionSR()
+    prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), scope)
+    method.calibrate(prepared, tiny_batches, scope, NoCheckpoints())
+    decay = {"U": 0.1, "UV": 0.2}[scope]
+    assert dict(decays) == {"unet": decay, **({} if scope == "U" else {"encoder": 1, "decoder": 1})}
+    config = FitConfig(epochs=2, schedule="halves", decay=decay)
+    assert [config.factor(step, 2) for step in range(4)] == [1, 1, decay, decay]
 
 
 def bounds_of(model):
@@ -518,7 +556,7 @@ def test_unet_is_split_and_vae_is_not(tiny):
     prepared, report = PassionSR().prepare(tiny, Scheme.parse("W6A6"), "UV")
     assert all(bool(r.split) == r.name.startswith("unet.") for r in report if r.kind != "attention")
     conv_in = prepared.unet.conv_in
-    assert conv_in.config.weight_bits == 6  # conv_in is no exception (methods.md 8.1)
+    assert conv_in.config.weight_bits == 6  # conv_in is no exception
     assert conv_in.act_quantizer.lower.shape == (2,)
 
 
@@ -549,7 +587,13 @@ def test_fit_moves_only_its_parameters_by_adams_step():
     a, b = torch.nn.Parameter(torch.zeros(3)), torch.nn.Parameter(torch.zeros(3))
     log = FitLog()
     config = FitConfig(epochs=2, lr=0.5)
-    fit([ParamGroup([a], 0.1)], lambda x: (a * x + b).sum(), [torch.ones(3)] * 2, config, log, "s")
+    fit(
+        [ParamGroup([a], 0.1)],
+        lambda x: (a * x + b).sum(),
+        [torch.ones(3)] * 2,
+        config,
+        FitStage("s", log),
+    )
     torch.testing.assert_close(a.detach(), torch.full((3,), -0.2), rtol=1e-6, atol=0)
     assert torch.equal(b.detach(), torch.zeros(3))
     assert not a.requires_grad
@@ -561,7 +605,7 @@ def test_fit_refuses_a_loss_that_is_not_finite():
     a = torch.nn.Parameter(torch.zeros(1))
     with pytest.raises(FloatingPointError, match=r"unet\.let: the loss is nan at step 0"):
         fit([ParamGroup([a])], lambda x: a.sum() * x, [torch.tensor(float("nan"))],
-            FitConfig(epochs=1, lr=1.0), FitLog(), "unet.let")  # fmt: skip
+            FitConfig(epochs=1, lr=1.0), FitStage("unet.let", FitLog()))  # fmt: skip
     assert not a.requires_grad
 
 
@@ -576,8 +620,7 @@ def test_fit_gradients_do_not_accumulate():
         lambda x: (a * x).sum(),
         [torch.ones(1)] * 3,
         FitConfig(epochs=1, lr=1.0),
-        FitLog(),
-        "s",
+        FitStage("s", FitLog()),
     )
     assert seen == [1.0, 1.0, 1.0]
 

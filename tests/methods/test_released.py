@@ -1,4 +1,6 @@
-"""The switches that reproduce released behaviour (methods.md 0.1, 8.6): each does what it says, alone."""
+"""The switches that reproduce released behaviour: each does what it says, alone."""
+
+import json
 
 import numpy as np
 import pytest
@@ -8,16 +10,27 @@ from vectors import load
 
 from passionsr.benchmark.config import load_methods
 from passionsr.calibration.batches import make_batches
-from passionsr.calibration.fit import FitConfig, FitLog, ParamGroup, fit
+from passionsr.calibration.checkpoints import NoCheckpoints
+from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, every_step, fit
 from passionsr.calibration.sub_models import in_sequence
 from passionsr.methods.base import quantize_model
-from passionsr.methods.passionsr import OFFICIAL, PassionSR
+from passionsr.methods.passionsr import PassionSR, official_values
+from passionsr.methods.released import (
+    ReleasedParts,
+    ReleasedQuantizer,
+    ReleasedTransform,
+    fake_quantize_stale,
+    once_per_epoch,
+)
 from passionsr.quantization.artifact import load_quantized, save_quantized
-from passionsr.quantization.functional import fake_quantize_stale, round_half_away, scale_of
-from passionsr.quantization.quantizer import Quantizer
+from passionsr.quantization.functional import round_half_away, scale_of
+from passionsr.quantization.layer import QuantizedLayer
+from passionsr.quantization.quantizer import Quantizer, quantizers
 from passionsr.quantization.spec import Form, QuantSpec, Scheme
 from passionsr.utils.files import UserError
 
+# Without undo_worse, which is no difference of its own.
+OFFICIAL = {k: v for k, v in official_values().items() if k != "undo_worse"}
 FAST = {"epochs": 1, "let_lr": 1e-3, "lbq_lr": 1e-3}
 W6A6 = Scheme.parse("W6A6")
 LBQ = [f"lbq_{k}_b{b}" for k in ("act", "weight_conv", "weight_linear") for b in (8, 6, 4)]
@@ -56,7 +69,7 @@ def test_stale_zero_point_vectors(shared, name):
 
 def test_a_quantizer_remembers_the_last_scale_until_it_settles():
     x = torch.linspace(-1, 2, 50)
-    quantizer = Quantizer(QuantSpec(bits=4, form=Form.INT_ZP_STALE))
+    quantizer = ReleasedQuantizer(QuantSpec(bits=4, form=Form.INT_ZP), (), stale=True)
     quantizer.set_bounds(torch.tensor([-1.0]), torch.tensor([2.0]))
     first = quantizer(x)
     with torch.no_grad():
@@ -110,7 +123,9 @@ def test_stale_gradients_are_the_chains(bounds, width, learned):
 def test_a_stale_zero_point_keeps_its_input_only():
     """And the scale of its own forward pass, whatever passes came after."""
     x = torch.linspace(-1, 2, 50, requires_grad=True)
-    quantizer = Quantizer(QuantSpec(bits=4, form=Form.INT_ZP_STALE)).requires_grad_(True)
+    quantizer = ReleasedQuantizer(
+        QuantSpec(bits=4, form=Form.INT_ZP), (), stale=True
+    ).requires_grad_(True)
     quantizer.set_bounds(torch.tensor([-0.8]), torch.tensor([1.7]))
     previous = (quantizer.upper - quantizer.lower).detach()[0] / 15
     quantizer(x.detach())
@@ -136,24 +151,23 @@ def test_a_stale_zero_point_keeps_its_input_only():
 
 
 def test_gradients_add_up_over_an_epoch():
-    """zero_grad="epoch": the k-th step of an epoch uses the sum of its first k gradients (8.6.3)."""
+    """zero_grad="epoch": the k-th step of an epoch uses the sum of its first k gradients."""
     batches = [1.0, 2.0, 4.0]
     seen = {}
-    for mode in ("step", "epoch"):
+    for mode, clears in (("step", every_step), ("epoch", once_per_epoch)):
         parameter = nn.Parameter(torch.tensor([0.0]))
         seen[mode] = []
         parameter.register_post_accumulate_grad_hook(
             lambda p, mode=mode: seen[mode].append(float(p.grad))
         )
         # the loss is linear, so gradients are the batches' own numbers
-        config = FitConfig(lr=0.1, epochs=2, zero_grad=mode)
+        config = FitConfig(lr=0.1, epochs=2, clears_gradients=clears)
         fit(
             [ParamGroup([parameter])],
             lambda b, p=parameter: b * p.sum(),
             batches,
             config,
-            FitLog(),
-            "t",
+            FitStage("t", FitLog()),
         )
     assert seen["step"] == [1, 2, 4, 1, 2, 4]
     assert seen["epoch"] == [1, 3, 7, 1, 3, 7]
@@ -186,14 +200,76 @@ def test_what_no_switch_changes_is_the_same(plain, tiny, batches):
 
 
 def test_the_row_of_all_switches_has_all():
-    assert load_methods("config/methods.yaml")["official_all"].options == {
+    row = load_methods("config/methods.yaml")["official_all"]
+    assert vars(PassionSR(**row.options)) == {
+        **vars(PassionSR()),
         **OFFICIAL,
         "undo_worse": False,
+        "official": True,
     }
 
 
+def test_official_leaves_what_is_given():
+    """A switch that is set to another value than its default is not touched."""
+    method = PassionSR(official=True, lbq_form="int_zp", lbq_reinit_after_let="sample", epochs=5)
+    assert (method.lbq_form, method.lbq_reinit_after_let) == ("int_zp", "sample")
+    assert (method.epochs, method.zero_grad) == (5, "epoch")
+
+
+def test_each_part_is_used_where_it_belongs(tiny):
+    """Of layers and attentions, of the switch's kind only."""
+    model, _ = PassionSR(official=True).prepare(tiny, W6A6, "UV")
+    assert {type(q) for q in quantizers(model.unet)} == {ReleasedQuantizer}
+    layers = [m for m in model.modules() if isinstance(m, QuantizedLayer)]
+    for layer in layers:
+        split = bool(layer.config.split) and not layer.is_conv
+        assert layer.act_quantizer.half_of_axis == split
+        assert isinstance(layer.transform, ReleasedTransform) != layer.is_conv
+    plain, _ = PassionSR().prepare(tiny, W6A6, "UV")
+    assert {type(q) for q in quantizers(plain.unet)} == {Quantizer}
+
+
+def test_an_artifact_names_its_parts(tiny, batches, tmp_path):
+    """Nothing but this package's parts is imported for an artifact, whatever its scheme.json says."""
+    method = PassionSR(quantize_bias="official", epochs=0)
+    model, _, _ = quantize_model(method, tiny, W6A6, "U", batches)
+    save_quantized(model, tmp_path, {})
+    scheme = json.loads((tmp_path / "scheme.json").read_text())
+    parts = scheme["layers"]["unet.conv_in"]["parts"]
+    assert parts.pop("class") == "passionsr.methods.released:ReleasedParts"
+    assert parts == vars(ReleasedParts(float_shift=True))
+    for target in (
+        "os:system",
+        "passionsr.methods.released:fake_quantize_stale",
+        "passionsr.no:No",
+    ):
+        scheme["layers"]["unet.conv_in"]["parts"] = {"class": target}
+        (tmp_path / "scheme.json").write_text(json.dumps(scheme))
+        with pytest.raises(UserError, match=f"parts '{target}' of a quantized layer are unknown"):
+            load_quantized(tmp_path)
+
+
+def test_settings_of_another_version(tiny, batches, tmp_path):
+    """One that was off does not matter; one that was on, or an unknown form, is one clear line."""
+    model, _, _ = quantize_model(PassionSR(epochs=0), tiny, W6A6, "U", batches)
+    save_quantized(model, tmp_path, {})
+    scheme = json.loads((tmp_path / "scheme.json").read_text())
+
+    def load(**changes):
+        changed = {n: {**layer, **changes} for n, layer in scheme["layers"].items()}
+        (tmp_path / "scheme.json").write_text(json.dumps({**scheme, "layers": changed}))
+        return load_quantized(tmp_path)
+
+    image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
+    with torch.no_grad():
+        assert torch.equal(load(official=[])(image), model(image))
+    for changes in ({"official": ["bias"]}, {"form": "int_zp_stale"}):
+        with pytest.raises(UserError, match=r"LayerConfig of another version .*: calibrate again"):
+            load(**changes)
+
+
 def test_official_as_a_whole_saves_and_loads(tiny, batches, tmp_path):
-    method = PassionSR.official(**FAST)
+    method = PassionSR(official=True, **FAST)
     model, log, _ = quantize_model(method, tiny, W6A6, "UV", batches)
     assert all(np.isfinite(r["loss"]) for r in log.rows)
     image = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(5))
@@ -206,13 +282,13 @@ def test_official_as_a_whole_saves_and_loads(tiny, batches, tmp_path):
 
 
 def test_eps_loss_is_the_x0_loss_over_the_squared_gain(tiny, batches):
-    """On the teacher's own latents (methods.md 1.1, 8.5): 213.6 times, to float32's 1e-3 after the cancellation."""
+    """On the teacher's own latents: 213.6 times, to float32's 1e-3 after the cancellation."""
     ratios = []
     for space in ("eps", "x0"):
         method = PassionSR(unet_let_loss=space)
         prepared, _ = method.prepare(tiny, W6A6, "U")
         for sub, inputs, _ in in_sequence(prepared, batches, "U"):
-            method._init_ranges(sub, inputs)
+            method._init_ranges(sub, inputs, NoCheckpoints())
             with torch.no_grad():
                 ratios.append(float(method._loss(prepared, sub, "let")((inputs[0], batches[0]))))
     assert ratios[1] / ratios[0] == pytest.approx(tiny.eps_gain**2, rel=1e-3)

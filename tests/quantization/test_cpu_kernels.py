@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from passionsr.quantization import cpu_kernels as fused
+from passionsr.methods.released import ReleasedQuantizer
+from passionsr.quantization import cpu_functions, cpu_kernels
 from passionsr.quantization import quantizer as quantizers
 from passionsr.quantization.observers import RangeObserver
 from passionsr.quantization.quantizer import Phase, Quantizer, can_fuse
-from passionsr.quantization.spec import HALF, Form, QuantSpec
+from passionsr.quantization.spec import Form, QuantSpec
 
 FORMS = list(Form)
 LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
@@ -28,24 +29,27 @@ LAYOUTS = {  # shape of the tensor, the quantizer's options, its channels
     ),  # loops of their own, blocks cut short
     "split tokens' channels": ((2, 5, 8), {"split": 3, "channel_axis": -1}, (8,)),
     "split tokens' channels, many": ((7, 300, 24), {"split": 9, "channel_axis": -1}, (24,)),
-    "halves of dim 1": ((2, 5, 8), {"split": HALF}, (5,)),
+    "halves of dim 1": ((2, 5, 8), {"split": 4}, (8,)),
 }
 
 
 def quantizer_of(layout, form, dtype, bits=4):
     _, options, channels = LAYOUTS[layout]
-    quantizer = Quantizer(QuantSpec(bits=bits, form=form, **options), channels).to(dtype)
-    quantizer.folded = True  # a stale zero point is one of training
-    return quantizer
+    spec = QuantSpec(bits=bits, form=form, **options)
+    if layout == "halves of dim 1":
+        return ReleasedQuantizer(spec, channels, stale=False, half_of_axis=True).to(dtype)
+    return Quantizer(spec, channels).to(dtype)
 
 
 def run(monkeypatch, quantizer, x, grad, fuse):
     """(values, gradients of x, lower and upper), fused or by the chain."""
     ran = []
-    rows = fused.fake_quantize_rows
+    rows = cpu_functions.fake_quantize_rows
     with monkeypatch.context() as patch:
         patch.setattr(quantizers, "can_fuse", lambda *tensors: fuse and can_fuse(*tensors))
-        patch.setattr(fused, "fake_quantize_rows", lambda *args: ran.append(1) or rows(*args))
+        patch.setattr(
+            cpu_functions, "fake_quantize_rows", lambda *args: ran.append(1) or rows(*args)
+        )
         leaf = x.detach().clone(memory_format=torch.preserve_format).requires_grad_(True)
         quantizer.requires_grad_(True).zero_grad()
         out = quantizer(leaf)
@@ -147,12 +151,13 @@ def test_factors_are_as_the_product(form, dtype, learned):
 def test_factors_in_every_phase(phase):
     """Where nothing is fused, too: passed through, observed, under a stale zero point."""
     x, factors = random((4, 5), torch.float32, 0), random((5,), torch.float32, 1)
-    for form in (Form.AFFINE, Form.INT_ZP_STALE):
+    for stale in (False, True):
         results = []
         for arguments in ((x * factors,), (x, factors)):
-            quantizer = Quantizer(QuantSpec(bits=4, form=form))
+            spec = QuantSpec(bits=4, form=Form.INT_ZP if stale else Form.AFFINE)
+            quantizer = ReleasedQuantizer(spec, (), stale=True) if stale else Quantizer(spec)
             quantizer.phase = phase
-            quantizer.observer = RangeObserver("global")
+            quantizer.observer = RangeObserver("ema")
             results += [quantizer(*arguments), quantizer.observer.lower]
         assert torch.equal(results[0], results[2])
         assert torch.equal(results[0], x * factors) == (phase is not Phase.QUANTIZED)
@@ -172,7 +177,7 @@ def test_fewer_channels_than_a_split(monkeypatch):
 
 def test_a_range_per_row_has_no_leading_dimensions():
     with pytest.raises(ValueError, match="do not go together"):
-        fused.fake_quantize_rows(
+        cpu_functions.fake_quantize_rows(
             torch.zeros(8), torch.zeros(2, 1), torch.ones(2, 1), 3, Form.AFFINE, (2, 2, 2), 2
         )
 
@@ -258,8 +263,8 @@ def test_nothing_needs_a_folder_to_write_to():
         "from passionsr.quantization.spec import QuantSpec\n"
         "quantizer = Quantizer(QuantSpec(bits=2))  # -1 to 1: codes -2 to 1 of steps of 2/3\n"
         "print([round(v, 3) for v in quantizer(torch.tensor([-1.0, 0.1, 1.0])).tolist()])\n"
-        "from passionsr.quantization import cpu_kernels as fused\n"
-        "kernel = fused._forward_of(torch.float32, fused.EVEN)\n"
+        "from passionsr.quantization import cpu_kernels\n"
+        "kernel = cpu_kernels.forward_of(torch.float32, cpu_kernels.EVEN)\n"
         "assert type(kernel._cache) is caching.NullCache, kernel._cache\n"
     )
     made = subprocess.run(
@@ -279,8 +284,8 @@ def test_a_damaged_cache_costs_time_only(monkeypatch):
             raise EOFError("Ran out of input")
         return lambda function: function
 
-    monkeypatch.setattr(fused, "njit", njit)
-    kernel = fused._compiled(lambda: 7, torch.float32, lambda t: ())
+    monkeypatch.setattr(cpu_kernels, "njit", njit)
+    kernel = cpu_kernels._compiled(lambda: 7, torch.float32, lambda t: ())
     assert calls == [True, False]
     assert kernel() == 7
 
@@ -290,8 +295,8 @@ def test_every_variant_has_its_own_cache_file():
     kernels = [
         f(dtype, kind, *rest)
         for dtype in (torch.float32, torch.float64)
-        for kind in set(fused.KINDS.values())
-        for f, rest in ((fused._forward_of, ()), (fused._backward_of, (True,)), (fused._backward_of, (False,)))
+        for kind in set(cpu_kernels.KINDS.values())
+        for f, rest in ((cpu_kernels.forward_of, ()), (cpu_kernels.backward_of, (True,)), (cpu_kernels.backward_of, (False,)))
     ]  # fmt: skip
     names = [kernel._cache._impl.filename_base for kernel in kernels]
     assert len(set(names)) == len(names)

@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from passionsr.baselines.minmax import MinMax
+from passionsr.calibration.checkpoints import NoCheckpoints
 from passionsr.methods.base import quantize_model
 from passionsr.quantization.diagnostics import model_bytes, sensitivity
 from passionsr.quantization.layer import QuantizedLayer
@@ -36,7 +37,7 @@ def test_sensitivity_is_per_layer_and_falls_with_bits(tiny, tiny_batches):
     results = {}
     for scheme in ("W3A3", "W12A12"):
         model, _ = MinMax().prepare(tiny, Scheme.parse(scheme), "UV")
-        MinMax().calibrate(model, tiny_batches, "UV")
+        MinMax().calibrate(model, tiny_batches, "UV", NoCheckpoints())
         rows = sensitivity(model, tiny_batches[0].image)
         results[scheme] = {r["layer"]: r["psnr_fp"] for r in rows}
     assert list(results["W3A3"]) == [

@@ -7,12 +7,14 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from passionsr.methods.released import ReleasedParts
 from passionsr.quantization import attention
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.equivalent_transform import init_scale
 from passionsr.quantization.functional import scale_of
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.modules import as_float, quantized_modules
+from passionsr.quantization.parts import STANDARD
 from passionsr.quantization.quantizer import Phase, observing, set_phase
 from passionsr.quantization.spec import Form
 from passionsr.utils.files import UserError
@@ -47,7 +49,7 @@ def make(kind, dtype=torch.float64, **config):
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-10), (torch.float32, 1e-5)])
 def test_let_is_equivalent_without_quantizers(kind, dtype, tolerance):
-    """methods.md 8.7, relative to the output's magnitude; random s > 0 and o."""
+    """Relative to the output's magnitude; random s > 0 and o."""
     layer, quantized, x = make(kind, dtype, let=True, split=2, quantize_bias=True)
     with as_float(quantized):
         out = quantized(x)
@@ -68,7 +70,7 @@ def test_wrong_offset_sign_would_be_seen():
 @pytest.mark.parametrize("kind", LAYERS)
 @pytest.mark.parametrize("bits", [4, 8])
 def test_integer_path_equals_fake_quantization(kind, bits):
-    """scale_a scale_w sum (qa - za)(qw - zw), padding included, with integers: 1e-5 relative (methods.md 2.2)."""
+    """scale_a scale_w sum (qa - za)(qw - zw), padding included, with integers: 1e-5 relative."""
     layer, quantized, x = make(kind, form=Form.AFFINE, weight_bits=bits, act_bits=bits)
     quantized.init_weights(include_zero=True)
     with observing(quantized, include_zero=True):
@@ -140,10 +142,10 @@ def test_bias_is_quantized_with_the_interior_shift():
 
 
 def test_let_statistics_for_every_rank():
-    """Per-channel maxima over all other dims, also for (N, C) inputs (methods.md 8.6.7)."""
+    """Per-channel maxima over all other dims, also for (N, C) inputs."""
     for kind in ("linear2d", "linear3d", "conv3x3"):
         layer, quantized, x = make(kind, let=True)
-        quantized.start_collecting(0.3, "ratio")
+        quantized.start_collecting("ratio")
         quantized(x)
         axis = 1 if quantized.is_conv else x.ndim - 1
         amax_x = x.abs().amax([d for d in range(x.ndim) if d != axis])
@@ -157,10 +159,10 @@ def test_let_statistics_for_every_rank():
 def test_smoothquant_and_ratio_agree_at_one_half():
     amax_x, amax_w = torch.tensor([3.0, 0.2]), torch.tensor([0.5, 0.7])
     torch.testing.assert_close(
-        init_scale(amax_x, amax_w, 0.5, "ratio"), init_scale(amax_x, amax_w, 0.5, "smoothquant")
+        init_scale(amax_x, amax_w, "ratio", 0.5), init_scale(amax_x, amax_w, "smoothquant", 0.5)
     )
     assert not torch.allclose(
-        init_scale(amax_x, amax_w, 0.3, "ratio"), init_scale(amax_x, amax_w, 0.3, "smoothquant")
+        init_scale(amax_x, amax_w, "ratio"), init_scale(amax_x, amax_w, "smoothquant")
     )
 
 
@@ -196,7 +198,7 @@ def test_attention_let_is_equivalent(cross):
 
 
 def test_attention_probabilities_come_from_quantized_q_and_k():
-    """methods.md 13.5: with 2-bit q and k, P differs from the float softmax."""
+    """With 2-bit q and k, P differs from the float softmax."""
     _plain, quantized, processor, x, context = attention_pair()
     with observing(quantized):
         quantized(x, context)
@@ -245,6 +247,9 @@ def test_attention_in_pieces_is_attention(monkeypatch, piece, let):
         torch.testing.assert_close(quantized(x), out, rtol=1e-9, atol=1e-12)
 
 
+STALE = ReleasedParts(stale_zero_point=True)
+
+
 def kept_of_size(elements, run):
     """What `run` makes, and how many tensors of that size it keeps for its gradient."""
     kept = {}
@@ -258,17 +263,17 @@ def kept_of_size(elements, run):
 
 
 @pytest.mark.parametrize(
-    ("form", "let"),
+    ("form", "parts", "let"),
     [
-        (Form.REAL_OFFSET, False),
-        (Form.LSQ, False),
-        (Form.INT_ZP_STALE, False),
-        (Form.INT_ZP_STALE, True),
+        (Form.REAL_OFFSET, STANDARD, False),
+        (Form.LSQ, STANDARD, False),
+        (Form.INT_ZP, STALE, False),
+        (Form.INT_ZP, STALE, True),
     ],
 )
-def test_a_large_quantized_p_is_made_again(monkeypatch, form, let):
+def test_a_large_quantized_p_is_made_again(monkeypatch, form, parts, let):
     """To the bit, and not kept; a stale zero point is that of the first time."""
-    _, quantized, processor, x, _ = attention_pair(cross=False, form=form, let=let)
+    _, quantized, processor, x, _ = attention_pair(cross=False, form=form, parts=parts, let=let)
     with observing(quantized):
         quantized(x)
     processor.requires_grad_(True)
@@ -276,7 +281,9 @@ def test_a_large_quantized_p_is_made_again(monkeypatch, form, let):
     for piece in (1 << 18, 10):
         monkeypatch.setattr(attention, "PIECE", piece)
         for quantizer in (processor.q, processor.k, processor.p, processor.v):
-            quantizer._previous_scale = 1.3 * scale_of(quantizer.lower, quantizer.upper, 255)[0]
+            for previous in quantizer.forward_state():
+                with torch.no_grad():
+                    previous.copy_(1.3 * scale_of(quantizer.lower, quantizer.upper, 255))
         x.grad = None
         processor.zero_grad()
         out, maps = kept_of_size(2 * 2 * 7 * 7, lambda: quantized(x.requires_grad_(True)))

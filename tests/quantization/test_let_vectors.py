@@ -5,17 +5,21 @@ import torch
 from torch import nn
 from vectors import load
 
+from passionsr.methods.released import ReleasedParts
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
+from passionsr.quantization.equivalent_transform import ALPHA
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.modules import as_float
+from passionsr.quantization.parts import STANDARD
 from passionsr.quantization.quantizer import observing
 from passionsr.quantization.spec import Form
 
 KINDS = ["conv3x3", "conv3x3s2", "conv1x1", "linear2d", "linear3d"]
-BUGS = ("linear_offset", "stat_2d", "split_tokens", "bias")
+BUGS = ReleasedParts(added_offset=True, one_maximum=True, split_tokens=True, float_shift=True)
+FLOAT_SHIFT = ReleasedParts(float_shift=True)
 
 
-def build(v, bits=8, official=BUGS, split=False):
+def build(v, bits=8, parts=BUGS, split=False):
     weight = v["W"]
     if int(v["is_conv"]):
         stride, padding = int(v["stride"]), int(v["padding"])
@@ -28,7 +32,7 @@ def build(v, bits=8, official=BUGS, split=False):
         layer.bias.data = v["b"]
     config = LayerConfig(
         weight_bits=bits, act_bits=bits, form=Form.INT_ZP, let=True, quantize_bias=True,
-        split=weight.shape[1] // 2 if split else 0, official=official,
+        split=weight.shape[1] // 2 if split else 0, parts=parts,
     )  # fmt: skip
     quantized = QuantizedLayer(layer, config).double()
     set_let(quantized, v)
@@ -49,7 +53,7 @@ def close(got, want, tolerance):
 def test_let_without_quantizers(shared, kind):
     """The right form equals the plain layer; the official one carries its documented error."""
     v = load(shared, f"let_{kind}_fp")
-    right, official = build(v, official=()), build(v)
+    right, official = build(v, parts=STANDARD), build(v)
     for layer, want in (
         (right, "ref_out_let_right"),
         (right, "out_plain"),
@@ -66,7 +70,8 @@ def test_let_scale_initialisation(shared, kind):
     layer = build(v)
     with torch.no_grad():
         layer.transform.offset.zero_()
-        layer.start_collecting(float(v["alpha"]), "ratio")
+        assert float(v["alpha"]) == ALPHA
+        layer.start_collecting("ratio")
         with as_float(layer):
             layer(v["x"])
             close(layer.transform.scale, v["s_init"].flatten(), 1e-10)
@@ -104,7 +109,7 @@ def test_let_with_quantizers(shared, name):
     # ours is the gradient of log s
     close(layer.transform.log_scale.grad, (v["gs"] * v["s"]).flatten(), 1e-9)
     if "ref_out_q_right" in v:
-        right = build(v, int(v["bits"]), official=("bias",), split=bool(v["split"]))
+        right = build(v, int(v["bits"]), parts=FLOAT_SHIFT, split=bool(v["split"]))
         right.init_weights()
         with observing(right, "first"), torch.no_grad():
             right(v["x"])
@@ -148,7 +153,8 @@ def test_attention_vectors(shared, name):
         return processor(attention, x, ctx if int(v["cross"]) else None)
 
     with torch.no_grad(), as_float(processor):
-        processor.start_collecting(float(v["alpha"]), "ratio")
+        assert float(v["alpha"]) == ALPHA
+        processor.start_collecting("ratio")
         close(run(v["x"], v["ctx"]), v["out_plain"], 1e-10)
         close(processor.s_qk.scale, v["s_qk_init"], 1e-10)
         close(processor.s_v.scale, v["s_vw_init"], 1e-10)
@@ -157,7 +163,7 @@ def test_attention_vectors(shared, name):
         close(processor.s_v.scale, v["s_vw_upd"], 1e-10)
         processor.stop_collecting()
         close(run(v["x"], v["ctx"]), v["out_plain"], 1e-10)  # equivalent for any scales
-        # The quantized pass: s_j belongs to the P behind quantized q and k (methods.md 13.5).
+        # The quantized pass: s_j belongs to the P behind quantized q and k.
         processor.s_qk.log_scale.copy_(v["s_qk_init"].log())
         processor.s_v.log_scale.copy_(v["s_vw_q"].log())
     for letter in "qkPv":

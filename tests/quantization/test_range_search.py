@@ -86,7 +86,7 @@ def test_min_max_with_zero(shared, name):
 
 
 def test_official_max_of_a_positive_tensor_clips(shared):
-    """methods.md 6.5b: the raw step with a zero-included zero point; ours covers the range (not offered)."""
+    """Released: the raw step with a zero-included zero point; ours covers the range (not offered)."""
     v = load(shared, "qd_act_max_positive_b8")
     quantizer = quantizer_for(v)
     quantizer.set_bounds(*quantizer.observe(v["x"]), include_zero=True)
@@ -149,7 +149,7 @@ def test_learned_step_gradient_of_qdiffusion(shared):
 @pytest.mark.parametrize("bits", [8, 6, 4])
 @pytest.mark.parametrize("suffix", ["", "_given"])
 def test_real_zero_point_of_efficientdm(shared, bits, suffix):
-    """The released form: the zero point moves as a real number (methods.md 7.5c)."""
+    """The released form: the zero point moves as a real number."""
     v = load(shared, f"ed_act_mse_b{bits}")
     quantizer = quantizer_for(v, Form.REAL_ZP)
     quantizer.learn_scale()
@@ -236,7 +236,7 @@ def test_ptq4dm_running_range(shared, name):
 
 @pytest.mark.parametrize("search", [shrink_search, symmetric_search, two_sided_search])
 def test_search_invariants(search):
-    """methods.md 5.6: never worse than min-max; scaling x scales the range; channel order does not matter."""
+    """Never worse than min-max; scaling x scales the range; channel order does not matter."""
     generator = torch.Generator().manual_seed(4)
     x = torch.randn(5, 300, generator=generator, dtype=torch.float64) ** 3
     spec = QuantSpec(bits=4)

@@ -150,8 +150,7 @@ def test_a_changed_key_reaches_its_jobs(small, key):
         "config/other_calibration.tsv": _fewer(small / "config/mini_calibration.tsv"),
         "config/other_methods.yaml": (small / "config/methods.yaml")
         .read_text()
-        .replace("title: MinMax}", "title: MinMax, options: {minmax_mode: global}}")
-        .replace("title: PassionSR}", "title: PassionSR, options: {split: false}}"),
+        .replace("title: PassionSR}", "title: PassionSR, options: {let: false}}"),
     }
     for name, text in others.items():
         (small / name).write_text(text)

@@ -9,26 +9,23 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from passionsr.benchmark.config import Config, Run
-from passionsr.data.datasets import read_pair
-from passionsr.data.images import upscale
-from passionsr.utils.files import (
-    UserError,
-    write_json,
-)
-
-if TYPE_CHECKING:
-    from passionsr.quantization.swap import SwapRow
 from passionsr.benchmark.float_model import device_name, load_float_model
 from passionsr.benchmark.job_code import family_code, job_code, method_code
-from passionsr.benchmark.paths import (
-    calibration_pairs,
-    run_folder,
-    sensitivity_file,
-)
+from passionsr.benchmark.paths import calibration_pairs, run_folder, sensitivity_file
 from passionsr.benchmark.records import Phases
+from passionsr.data.datasets import read_pair
+from passionsr.data.images import upscale
 from passionsr.models.family import get_family
-from passionsr.utils.files import write_csv
+from passionsr.utils.files import UserError, write_csv, write_json
 from passionsr.utils.system import git_sha, package_versions
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from passionsr.calibration.batches import CalibrationBatch
+    from passionsr.calibration.fit import FitLog
+    from passionsr.models.one_step import OneStepSR
+    from passionsr.quantization.swap import SwapRow
 
 log = logging.getLogger(__name__)
 
@@ -63,13 +60,11 @@ def check_counts(config: Config, run: Run, report: Sequence[SwapRow]) -> None:
 
 
 def calibrate(config: Config, run: Run) -> None:
-    """Quantize the float model for one run: artifact, curves, layer report, run.json (written last)."""
-    from passionsr.calibration.batches import make_batches
-    from passionsr.calibration.checkpoints import calibration_key, forget, resumable
-    from passionsr.data.images import to_tensor
+    """Quantize the float model for one run: artifact, curves, layers, run.json (written last)."""
+    from passionsr.calibration.checkpoints import SavedCheckpoints, calibration_key, forget
     from passionsr.methods.base import load_method, quantize_model
     from passionsr.quantization.artifact import save_quantized
-    from passionsr.quantization.diagnostics import RANGE_COLUMNS, let_ranges, model_bytes
+    from passionsr.quantization.diagnostics import RANGE_COLUMNS, let_ranges
     from passionsr.quantization.spec import Scheme
     from passionsr.utils.memory import give_back_freed_memory
     from passionsr.utils.system import peak_mib
@@ -77,30 +72,25 @@ def calibrate(config: Config, run: Run) -> None:
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
-    pairs = calibration_pairs(config)
-    scale = get_family(config.family).scale
-    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair, scale)[0], scale)))
-    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair, scale)[1]))
     phases = Phases()
     kept = config.results / "resume" / run.run_id
     teacher = load_float_model(config)
     imported = peak_mib()
     phases.end("load")
-    # Where memory is short, the GPU's too: 500 images of 512 px and their outputs are 5 GB.
-    folder = kept / "teacher" if config.low_memory or config.device != "cpu" else None
-    batches = make_batches(teacher, images, config.batch_size, run.seed, targets, folder)
+    batches = _float_outputs(config, run, teacher, kept / "teacher")
     phases.end("float outputs")
-    teacher.low_memory = (
-        config.low_memory
-    )  # its outputs are in the batches; from here on it may be taken apart
-    log.info("%s: %d calibration images, options %s", run.run_id, len(images), options)
+    # The float outputs are in the batches: from here on the model may be taken apart.
+    teacher.low_memory = config.low_memory
+    count = sum(len(batch.image) for batch in batches)
+    log.info("%s: %d calibration images, options %s", run.run_id, count, options)
     tensors = [t for batch in batches for t in vars(batch).values()]
     code = job_code("benchmark.jobs.calibrate") + method_code(entry.target)
     code += family_code(config.family)
-    with resumable(kept, calibration_key(config.run_digest(run), code, teacher, tensors)):
-        model, fit_log, report = quantize_model(
-            method, teacher, Scheme.parse(run.scheme), run.scope, batches, run.seed
-        )
+    key = calibration_key(config.run_digest(run), code, teacher, tensors)
+    scheme, checkpoints = Scheme.parse(run.scheme), SavedCheckpoints(kept, key)
+    model, fit_log, report = quantize_model(
+        method, teacher, scheme, run.scope, batches, run.seed, checkpoints
+    )
     phases.end("quantize")
     del teacher
     give_back_freed_memory()
@@ -109,53 +99,91 @@ def calibrate(config: Config, run: Run) -> None:
     folder = run_folder(config, run.run_id)
     info = {"run": dataclasses.asdict(run), "class": entry.target, "options": options}
     save_quantized(model, folder / "artifact", info)
-    write_csv(folder / "fit.csv", fit_log.rows, ("stage", "epoch", "step", "loss"))
-    # Seconds and memory vary from run to run: they are in run.json.
-    stage_columns = ("stage", "loss_before", "loss_after", "undone", "steps", "parameters")
-    write_csv(
-        folder / "stages.csv",
-        [{k: row[k] for k in stage_columns} for row in fit_log.stages],
-        stage_columns,
-    )
+    _write_curves(folder, fit_log)
     phases.end("save")
     write_csv(folder / "ranges.csv", let_ranges(model, batches[0].image), RANGE_COLUMNS)
     phases.end("ranges")
+    _write_layers(folder, report)
+    record = {
+        **info,
+        **_provenance(config, run),
+        **_costs(model, fit_log, phases),
+        "seconds": round(seconds, 2),
+        "peak_mib_before_calibration": round(imported),
+    }
+    write_json(folder / "run.json", record)
+    del batches, tensors  # mapped files: a network file system keeps what is open
+    forget(kept)
+
+
+def _float_outputs(
+    config: Config, run: Run, teacher: OneStepSR, folder: Path
+) -> list[CalibrationBatch]:
+    """The calibration batches of a run; kept in files of `folder` where memory is short."""
+    from passionsr.calibration.batches import make_batches
+    from passionsr.data.images import to_tensor
+
+    pairs = calibration_pairs(config)
+    scale = get_family(config.family).scale
+    images = Loaded(pairs, lambda pair: to_tensor(upscale(read_pair(pair, scale)[0], scale)))
+    targets = Loaded(pairs, lambda pair: to_tensor(read_pair(pair, scale)[1]))
+    # A GPU's memory is short, too: 500 images of 512 px and their outputs are 5 GB.
+    in_files = folder if config.low_memory or config.device != "cpu" else None
+    return make_batches(teacher, images, config.batch_size, run.seed, targets, in_files)
+
+
+def _write_curves(folder: Path, fit_log: FitLog) -> None:
+    """fit.csv, a row per step, and stages.csv, a row per fit stage."""
+    write_csv(folder / "fit.csv", fit_log.rows, ("stage", "epoch", "step", "loss"))
+    # Seconds and memory vary from run to run: they are in run.json.
+    columns = ("stage", "loss_before", "loss_after", "undone", "steps", "parameters")
+    rows = [{k: row[k] for k in columns} for row in fit_log.stages]
+    write_csv(folder / "stages.csv", rows, columns)
+
+
+def _write_layers(folder: Path, report: Sequence[SwapRow]) -> None:
+    """layers.csv: how each module of the scope is quantized."""
     columns = ("name", "kind", "weight_bits", "act_bits", "split", "let")
     write_csv(folder / "layers.csv", [dataclasses.asdict(row) for row in report], columns)
-    bits = sorted({(r.weight_bits, r.act_bits) for r in report if r.weight_bits})
     log.info(
         "swapped %d layers and %d attentions; (weight, activation) bits used: %s",
         sum(r.kind != "attention" for r in report),
         sum(r.kind == "attention" for r in report),
-        bits,
+        sorted({(r.weight_bits, r.act_bits) for r in report if r.weight_bits}),
     )
+
+
+def _provenance(config: Config, run: Run) -> dict[str, Any]:
+    """What made an artifact, for run.json."""
+    return {
+        "config": config.name,
+        "config_digest": config.digest,
+        "run_digest": config.run_digest(run),
+        "git": git_sha(),
+        "versions": package_versions(),
+        "device": device_name(config),
+        "threads": config.threads,
+    }
+
+
+def _costs(model: OneStepSR, fit_log: FitLog, phases: Phases) -> dict[str, Any]:
+    """Seconds and memory of a calibration, for run.json; the fit stages also go to the log."""
+    from passionsr.quantization.diagnostics import model_bytes
+    from passionsr.utils.system import peak_mib
+
     for row in fit_log.stages:
         log.info(
-            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, %(steps)d steps, %(seconds).1f s%(note)s",
+            "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, "
+            "%(steps)d steps, %(seconds).1f s%(note)s",
             {**row, "note": ", undone: it had ended higher" if row["undone"] else ""},
         )
-    write_json(
-        folder / "run.json",
-        {
-            **info,
-            "config": config.name,
-            "config_digest": config.digest,
-            "run_digest": config.run_digest(run),
-            "git": git_sha(),
-            "versions": package_versions(),
-            "device": device_name(config),
-            "threads": config.threads,
-            "model_bytes": model_bytes(model),
-            "seconds": round(seconds, 2),
-            "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
-            "stage_peak_mib": {r["stage"]: r["peak_mib"] for r in fit_log.stages},
-            "phases": phases.rows,
-            "peak_mib": round(peak_mib()),
-            "peak_mib_before_calibration": round(imported),
-        },
-    )
-    del batches, tensors  # mapped files: a network file system keeps what is open
-    forget(kept)
+    return {
+        "model_bytes": model_bytes(model),
+        "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
+        "stage_peak_mib": {r["stage"]: r["peak_mib"] for r in fit_log.stages},
+        "phases": phases.rows,
+        "peak_mib": round(peak_mib()),
+    }
 
 
 def sensitivity(config: Config) -> None:
@@ -164,6 +192,7 @@ def sensitivity(config: Config) -> None:
     MinMax at the configuration's `sensitivity` scheme, scope UV, on two calibration images.
     """
     from passionsr.calibration.batches import make_batches
+    from passionsr.calibration.checkpoints import NoCheckpoints
     from passionsr.data.images import to_tensor
     from passionsr.methods.base import load_method
     from passionsr.quantization.diagnostics import SENSITIVITY_COLUMNS
@@ -178,6 +207,6 @@ def sensitivity(config: Config) -> None:
     batches = make_batches(teacher, images, config.batch_size, 0)
     method = load_method(SENSITIVITY_METHOD)
     model, _ = method.prepare(teacher, Scheme.parse(config.sensitivity), "UV")
-    method.calibrate(model, batches, "UV")
+    method.calibrate(model, batches, "UV", NoCheckpoints())
     rows = measure(model, batches[0].image[:2])
     write_csv(sensitivity_file(config), rows, SENSITIVITY_COLUMNS)

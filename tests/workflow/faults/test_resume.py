@@ -35,14 +35,14 @@ def calibrate(name, tiny, batches, out, folder=None, key="k"):
     entry = METHODS[name]
     method = load_method(entry.target, {**FAST.get(entry.target, {}), **entry.options})
 
-    def run():
-        return quantize_model(method, tiny, parse_scheme("W4A4"), "UV", batches, 7)
+    def run(checkpoints=None):
+        scheme = parse_scheme("W4A4")
+        return quantize_model(method, tiny, scheme, "UV", batches, 7, checkpoints)
 
     if folder is None:
         model, log, _ = run()
     else:
-        with resume.resumable(folder, key):
-            model, log, _ = run()
+        model, log, _ = run(resume.SavedCheckpoints(folder, key))
     save_quantized(model, out, {})
     stages = [
         {k: v for k, v in row.items() if k not in ("seconds", "peak_mib")} for row in log.stages
@@ -54,19 +54,19 @@ def calibrate(name, tiny, batches, out, folder=None, key="k"):
 def stage_counts(monkeypatch):
     """Names of the stages that did their work, in order."""
     done = []
-    keep = resume._Finished.keep
+    keep = resume.SavedCheckpoints._keep
 
     def note(self, stage, *rest):
         keep(self, stage, *rest)
         done.append(stage)
 
-    monkeypatch.setattr(resume._Finished, "keep", note)
+    monkeypatch.setattr(resume.SavedCheckpoints, "_keep", note)
     return done
 
 
 def killed_after(count, name, tiny, batches, out, folder, monkeypatch, key="k"):
     """A calibration that dies once `count` stages are on disk."""
-    keep, kept = resume._Finished.keep, []
+    keep, kept = resume.SavedCheckpoints._keep, []
 
     def dying(self, stage, *rest):
         keep(self, stage, *rest)
@@ -75,7 +75,7 @@ def killed_after(count, name, tiny, batches, out, folder, monkeypatch, key="k"):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(resume._Finished, "keep", dying)
+        patch.setattr(resume.SavedCheckpoints, "_keep", dying)
         with pytest.raises(Killed):
             calibrate(name, tiny, batches, out, folder, key)
 
@@ -148,15 +148,16 @@ def test_a_full_disk_costs_the_resume_only(tiny, tiny_batches, tmp_path, monkeyp
 
 def test_key_depends_on_everything(tiny):
     x = torch.arange(4.0)
-    key = resume.calibration_key("digest", tiny, [x, None])
-    assert key == resume.calibration_key("digest", tiny, [x.clone(), None])
+    key = resume.calibration_key("digest", "code", tiny, [x, None])
+    assert key == resume.calibration_key("digest", "code", tiny, [x.clone(), None])
     others = [
-        resume.calibration_key("other", tiny, [x, None]),
-        resume.calibration_key("digest", tiny, [x + 1, None]),
-        resume.calibration_key("digest", tiny, [x.reshape(2, 2), None]),
-        resume.calibration_key("digest", tiny.unet, [x, None]),
+        resume.calibration_key("other", "code", tiny, [x, None]),
+        resume.calibration_key("digest", "other", tiny, [x, None]),
+        resume.calibration_key("digest", "code", tiny, [x + 1, None]),
+        resume.calibration_key("digest", "code", tiny, [x.reshape(2, 2), None]),
+        resume.calibration_key("digest", "code", tiny.unet, [x, None]),
     ]
-    assert len({key, *others}) == 5
+    assert len({key, *others}) == 6
 
 
 def test_forget(tmp_path):
