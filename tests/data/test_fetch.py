@@ -294,7 +294,7 @@ def test_good_archives(suffix, tmp_path):
 def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
     """No host in reach: one line with the address, the place to put the file, and the local folder option."""
     from passionsr.cli import main
-    from passionsr.data import dataset_registry, datasets
+    from passionsr.data import dataset_registry
 
     monkeypatch.setattr(dataset_registry, "DATA", tmp_path / "data")
     monkeypatch.setattr(dataset_registry, "LOCKS", tmp_path / "locks")
