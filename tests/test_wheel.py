@@ -1,6 +1,7 @@
 """The built wheel, installed where the checkout is not importable, used from an empty folder."""
 
 import os
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -119,6 +120,16 @@ def test_commands_from_an_empty_folder(installed, place):
     values = dict(line.split(": ") for line in printed.splitlines())
     assert float(values["psnr"]) > 30  # W8A8 against float, measured: 40.5 dB
     assert (place / "scores.csv").read_text().startswith("image,metric,value\n0,psnr,")
+
+
+def test_a_configuration_is_checked(installed, tmp_path):
+    """What checks a configuration is in the package, not beside it."""
+    (tmp_path / "config").mkdir()
+    for name in ("test.yaml", "methods.yaml", "budgets.yaml"):
+        shutil.copy(ROOT / "config" / name, tmp_path / "config" / name)
+    done = run(installed / "passionsr", "check", "config/test.yaml", folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "config/test.yaml: 4 runs, results in results/test\n"
 
 
 def test_what_is_missing_is_said_in_one_line(installed, place):

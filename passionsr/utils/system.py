@@ -13,6 +13,7 @@ def peak_mib() -> float:
 
 
 def git_sha() -> str:
+    """Commit of the working directory, with -dirty where files differ; "unknown" outside git."""
     result = subprocess.run(
         ["git", "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"],
         capture_output=True, text=True, check=False,
@@ -21,6 +22,7 @@ def git_sha() -> str:
 
 
 def package_versions() -> dict[str, str]:
+    """Name -> version of Python and of the packages that numbers depend on."""
     from importlib.metadata import version
 
     names = ("torch", "diffusers", "numpy", "numba", "pillow", "safetensors")

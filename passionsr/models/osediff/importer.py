@@ -7,7 +7,8 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -218,6 +219,20 @@ def _context(base: Path, supplied: str | Path | None, dim: int) -> tuple[Tensor,
     )
 
 
+@contextmanager
+def _new_folder(output: Path) -> Iterator[Path]:
+    """A temporary folder that becomes `output` at the end, and is deleted on failure."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
+    try:
+        yield temporary
+        temporary.chmod(0o755)
+        temporary.rename(output)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
 def import_osediff(
     output: str | Path,
     checkpoint: str | Path,
@@ -268,17 +283,10 @@ def import_osediff(
         "rank": {name: update.rank for name, update in updates.items()},
         "lora_alpha": LORA_ALPHA,
     }
-    output.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
-    try:
+    with _new_folder(output) as temporary:
         if entry == "osediff":
             for part in ("text_encoder", "tokenizer"):
                 shutil.copytree(folder / part, temporary / part)
         write_json(temporary / "import.json", card)
         save_model(OneStepSR(vae, unet, embedding, family=OSEDIFF), temporary)
-        temporary.chmod(0o755)
-        temporary.rename(output)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
     return card
