@@ -1,52 +1,16 @@
-"""The tutorials of docs/extend, followed to the letter: their blocks go into a copy of the repository, whose own tests judge.
-
-A block with a title names the file it belongs to. A file that is not there is written; to one that is, the block is added at the end.
-"""
+"""The tutorial on methods, followed to the letter: its blocks go into a copy of the repository, whose own tests judge."""
 
 import re
-import subprocess
-import sys
 
 import pytest
-from copies import ROOT, copy_repository, environment
-
-PARTS = ("passionsr", "baselines", "config", "workflow", "tests", "pyproject.toml")
-BLOCK = re.compile(r'^```\w+ title="([^"]+)"\n(.*?)^```$', re.M | re.S)
-
-
-def blocks(tutorial):
-    """(file, text) of every titled block of a page, in order."""
-    found = BLOCK.findall((ROOT / "docs" / "extend" / tutorial).read_text())
-    assert found, f"{tutorial} has no titled block"
-    return found
-
-
-def follow(tutorial, folder):
-    """Do what the page says in a copy of the repository; the files that it made or changed."""
-    copy_repository(folder, PARTS)
-    touched = {}
-    for name, text in blocks(tutorial):
-        path = folder / name
-        touched[name] = "added to" if path.is_file() else "written"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("a") as stream:
-            stream.write(text)
-    return touched
-
-
-def run(folder, *command):
-    """(status, output) of a Python command in the copy, with its own sources."""
-    done = subprocess.run(
-        [sys.executable, *command],
-        cwd=folder, env=environment(folder), capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    return done.returncode, done.stdout + done.stderr
+from copies import ROOT
+from following import BLOCK, follow, fresh_copy, run
 
 
 @pytest.fixture(scope="module")
 def with_method(tmp_path_factory):
     """(copy with the tutorial's method, what the tutorial touched)."""
-    folder = tmp_path_factory.mktemp("tutorial") / "repo"
+    folder = fresh_copy(tmp_path_factory.mktemp("tutorial") / "repo")
     return folder, follow("method.md", folder)
 
 
@@ -103,7 +67,7 @@ def test_method_clips_what_it_says(with_method):
 def test_paths_in_tutorials_exist(page):
     """Every file that a tutorial points to is there, or is one that the tutorial writes."""
     text = (ROOT / "docs" / "extend" / page).read_text()
-    written = {name for name, _ in BLOCK.findall(text)}
+    written = {title for title, _ in BLOCK.findall(text)}
     pattern = r"`((?:passionsr|baselines|config|tests|workflow|models)/[\w./-]+\.(?:py|yaml|md))`"
     missing = [n for n in re.findall(pattern, text) if n not in written and not (ROOT / n).exists()]
     assert not missing
