@@ -1,4 +1,4 @@
-"""What the tests of the tutorials share: the blocks of a page, and a copy of the repository in which they are put where the page says."""
+"""What the tests of the tutorials share: a page's blocks, put where it says in a copy."""
 
 import re
 import subprocess
@@ -19,7 +19,7 @@ def blocks(page):
 
 
 def added(text, name, more):
-    """`text` with `more` as the last entry of the tuple NAME = (...), or of the YAML list name: [...] on one line."""
+    """`text` with `more` as the last entry of a tuple NAME = (...) or a YAML list name: [...]."""
     lines = text.splitlines(keepends=True)
     start = next(i for i, line in enumerate(lines) if re.match(rf"{name}\b.*[(\[]", line))
     if lines[start].rstrip().endswith("]"):
@@ -33,7 +33,8 @@ def added(text, name, more):
 def follow(page, folder):
     """Do what a page says in a copy of the repository; file -> "written" or "added to".
 
-    A title names a file, or the place in it. A file that is not there is written; to one that is, the block is added at the end.
+    A title names a file, or the place in it. A file that is not there is written; to one that is,
+    the block is added at the end.
     """
     touched = {}
     for title, text in blocks(page):

@@ -1,4 +1,4 @@
-"""The tutorials on metrics, tables and model families, followed to the letter in copies in which a whole benchmark runs."""
+"""The tutorials on metrics, tables and model families, followed in copies that run a benchmark."""
 
 import json
 import re
@@ -10,6 +10,9 @@ import pytest
 from copies import SMALL, results_of, snakemake
 from following import follow, fresh_copy, run
 from PIL import Image
+
+
+pytestmark = pytest.mark.slow
 
 
 def jobs(output):

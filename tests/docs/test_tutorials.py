@@ -1,4 +1,4 @@
-"""The tutorial on methods, followed to the letter: its blocks go into a copy of the repository, whose own tests judge."""
+"""The tutorial on methods, followed to the letter in a copy, whose own tests judge."""
 
 import re
 
@@ -35,7 +35,7 @@ def test_method_passes_the_contract(with_method):
 
 
 def test_method_clips_what_it_says(with_method):
-    """The option reaches the ranges: with a share of 0 they are MinMax's, with more they are narrower."""
+    """The option reaches the ranges: at a share of 0 they are MinMax's, above it narrower."""
     folder, _ = with_method
     code = (
         "import torch\n"
