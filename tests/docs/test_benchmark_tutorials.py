@@ -11,7 +11,6 @@ from copies import SMALL, results_of, snakemake
 from following import follow, fresh_copy, run
 from PIL import Image
 
-
 pytestmark = pytest.mark.slow
 
 
