@@ -1,4 +1,4 @@
-# make all: environment + benchmark.  make test: environment + tests.  See README.md.
+# make all: environment + benchmark.  make test: environment + tests.  make docs: the site.  See README.md.
 VENV ?= .venv
 CORES ?= $(shell nproc)
 PYTHON ?= python3
@@ -26,6 +26,11 @@ lint: $(VENV)/.ready
 	lint-imports
 	snakefmt --check Snakefile workflow/rules
 	codespell
+
+# Strict: a broken link or anchor ends it. Offline: no web fonts, no scripts from elsewhere.
+docs: $(VENV)/.ready
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict
+	@echo "site/index.html"
 
 bench: $(VENV)/.ready
 	passionsr bench results/mini --step

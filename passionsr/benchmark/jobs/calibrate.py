@@ -12,12 +12,11 @@ from passionsr.benchmark.config import Config, Run
 from passionsr.benchmark.float_model import device_name, load_float_model
 from passionsr.benchmark.job_code import family_code, job_code, method_code
 from passionsr.benchmark.paths import calibration_pairs, run_folder, sensitivity_file
-from passionsr.benchmark.records import Phases
+from passionsr.benchmark.records import Phases, write_record
 from passionsr.data.datasets import read_pair
 from passionsr.data.images import upscale
 from passionsr.models.family import get_family
-from passionsr.utils.files import UserError, write_csv, write_json
-from passionsr.utils.system import git_sha, package_versions
+from passionsr.utils.files import UserError, write_csv
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -64,10 +63,9 @@ def calibrate(config: Config, run: Run) -> None:
     from passionsr.calibration.checkpoints import SavedCheckpoints, calibration_key, forget
     from passionsr.methods.base import load_method, quantize_model
     from passionsr.quantization.artifact import save_quantized
-    from passionsr.quantization.diagnostics import RANGE_COLUMNS, let_ranges
+    from passionsr.quantization.diagnostics import RANGE_COLUMNS, let_ranges, model_bytes
     from passionsr.quantization.spec import Scheme
     from passionsr.utils.memory import give_back_freed_memory
-    from passionsr.utils.system import peak_mib
 
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
@@ -75,7 +73,6 @@ def calibrate(config: Config, run: Run) -> None:
     phases = Phases()
     kept = config.results / "resume" / run.run_id
     teacher = load_float_model(config)
-    imported = peak_mib()
     phases.end("load")
     batches = _float_outputs(config, run, teacher, kept / "teacher")
     phases.end("float outputs")
@@ -104,14 +101,16 @@ def calibrate(config: Config, run: Run) -> None:
     write_csv(folder / "ranges.csv", let_ranges(model, batches[0].image), RANGE_COLUMNS)
     phases.end("ranges")
     _write_layers(folder, report)
-    record = {
-        **info,
-        **_provenance(config, run),
-        **_costs(model, fit_log, phases),
-        "seconds": round(seconds, 2),
-        "peak_mib_before_calibration": round(imported),
-    }
-    write_json(folder / "run.json", record)
+    _log_fits(fit_log)
+    write_record(
+        config,
+        run,
+        device=device_name(config),
+        model_bytes=model_bytes(model),
+        seconds=seconds,
+        fits=fit_log.stages,
+        phases=phases,
+    )
     del batches, tensors  # mapped files: a network file system keeps what is open
     forget(kept)
 
@@ -153,37 +152,14 @@ def _write_layers(folder: Path, report: Sequence[SwapRow]) -> None:
     )
 
 
-def _provenance(config: Config, run: Run) -> dict[str, Any]:
-    """What made an artifact, for run.json."""
-    return {
-        "config": config.name,
-        "config_digest": config.digest,
-        "run_digest": config.run_digest(run),
-        "git": git_sha(),
-        "versions": package_versions(),
-        "device": device_name(config),
-        "threads": config.threads,
-    }
-
-
-def _costs(model: OneStepSR, fit_log: FitLog, phases: Phases) -> dict[str, Any]:
-    """Seconds and memory of a calibration, for run.json; the fit stages also go to the log."""
-    from passionsr.quantization.diagnostics import model_bytes
-    from passionsr.utils.system import peak_mib
-
+def _log_fits(fit_log: FitLog) -> None:
+    """One line per fit stage: what it did to its loss, and what it took."""
     for row in fit_log.stages:
         log.info(
             "%(stage)s: loss %(loss_before).3g -> %(loss_after).3g, "
             "%(steps)d steps, %(seconds).1f s%(note)s",
             {**row, "note": ", undone: it had ended higher" if row["undone"] else ""},
         )
-    return {
-        "model_bytes": model_bytes(model),
-        "stage_seconds": {r["stage"]: round(r["seconds"], 2) for r in fit_log.stages},
-        "stage_peak_mib": {r["stage"]: r["peak_mib"] for r in fit_log.stages},
-        "phases": phases.rows,
-        "peak_mib": round(peak_mib()),
-    }
 
 
 def sensitivity(config: Config) -> None:
