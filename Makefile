@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test test-fast lint bench readme pull lock clean house cli-reference wheel
+.PHONY: all test test-fast lint docs reference bench readme pull wheel lock clean
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -17,7 +17,7 @@ all: $(VENV)/.ready
 	@echo "runs:    results/mini/runs/     (fit.csv, run.json of each run); images/, scores/ beside it"
 
 test test-fast: lint
-	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(if $(filter test-fast,$@),-m "not slow")
+	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 $(if $(filter test-fast,$@),-m "not slow")
 	python -m pytest --doctest-modules passionsr -q
 
 lint: $(VENV)/.ready
@@ -25,7 +25,10 @@ lint: $(VENV)/.ready
 	ruff format --check .
 	lint-imports
 	snakefmt --check Snakefile workflow/rules
+	mypy
+	python tools/check_house.py
 	codespell
+	NO_MKDOCS_2_WARNING=1 mkdocs build --strict --site-dir .cache/site
 
 # Strict: a broken link or anchor ends it. Offline: no web fonts, no scripts from elsewhere.
 docs: $(VENV)/.ready
@@ -41,10 +44,9 @@ readme: $(VENV)/.ready
 pull: $(VENV)/.ready
 	python workflow/scripts/dvc_sync.py pull
 
-house: $(VENV)/.ready
-	python tools/check_house.py
-
-cli-reference: $(VENV)/.ready
+# The generated pages of docs/reference and the schema for editors.
+reference: $(VENV)/.ready
+	python tools/make_reference.py
 	python tools/make_cli_reference.py
 
 wheel: $(VENV)/.ready
