@@ -228,8 +228,8 @@ MISTAKES = [
 OTHER_MISTAKES = [
     ({"runs": block(schemes=["W0A8"])},
      "runs[0].schemes[0]: scheme 'W0A8': bit width 0 is not supported: give 2 to 16 bits"),
-    ({"runs": block(methods=["traned"])},
-     "runs[0].methods: method 'traned' is unknown; known: trained, trained_off, plain"),
+    ({"runs": block(methods=["trayned"])},
+     "runs[0].methods: method 'trayned' is unknown; known: trained, trained_off, plain"),
     ({"methods": "none.yaml"}, "methods: none.yaml: file not found"),
     ({"methods": "config"}, "methods: config: is a folder, expected a YAML file"),
     ({"budget": {"Trained": {}}},
@@ -347,6 +347,7 @@ def test_run_digest_is_that_of_former_versions(load):
 
 # Key -> another value, for every key. What an artifact depends on, and what it does not.
 IN_THE_DIGEST = {
+    "family": "lib.family:OTHER",
     "model": "models/mini",
     "calibration": "config/paper_calibration.tsv",
     "limit.calibration": 3,
