@@ -51,7 +51,10 @@ def expand(path: str) -> Path:
 
 @dataclass(frozen=True)
 class ImagePair:
-    """Paths of one LR / HR pair; HR is the model's scale times LR. name: unique, <dataset>/<image> in a dataset."""
+    """Paths of one LR / HR pair; HR is the model's scale times LR.
+
+    name: unique, <dataset>/<image> in a dataset.
+    """
 
     name: str
     lr: Path
@@ -195,7 +198,7 @@ def sheet_row(pair: ImagePair, scale: int) -> SheetRow:
 
 
 def write_sheet(pairs: Iterable[ImagePair], path: Path, scale: int) -> None:
-    """Measure every pair (HR is `scale` times LR) and write the sheet, tab-separated, atomically."""
+    """Measure every pair (HR is `scale` times LR) and write the tab-separated sheet, atomically."""
     rows = [sheet_row(pair, scale) for pair in pairs]
     with atomic_path(path) as tmp, tmp.open("w", newline="") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
