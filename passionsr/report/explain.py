@@ -8,14 +8,13 @@ from __future__ import annotations
 import csv
 import math
 from pathlib import Path
-from typing import Any
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.paths import image_folder, run_folder, scores_file
-from passionsr.benchmark.records import check_run
+from passionsr.benchmark.records import check_run, read_record
 from passionsr.report.rendering import MEASURED
 from passionsr.report.table_list import TABLES, TableSpec
-from passionsr.utils.files import UserError, read_json, sha256_file
+from passionsr.utils.files import UserError, sha256_file
 
 REFERENCES = {FP32: "FP32", BICUBIC: "Bicubic"}
 
@@ -57,19 +56,19 @@ def _provenance(config: Config, run_id: str) -> list[str]:
     if run_id in REFERENCES:
         return [f"  not quantized   its images: {image_folder(config, run_id)}"]
     check_run(config, run_id)
-    made: dict[str, Any] = read_json(run_folder(config, run_id) / "run.json")
+    made = read_record(config, run_id)
     weights = run_folder(config, run_id) / "artifact" / "model.safetensors"
     if not weights.is_file():
         raise UserError(f"{weights}: not found; its sha256 is part of the answer (`dvc pull`)")
-    versions = ", ".join(f"{k} {v}" for k, v in made["versions"].items())
-    configured = f"config hash {made['config_digest']}, run hash {made['run_digest']}"
+    versions = ", ".join(f"{k} {v}" for k, v in made.versions.items())
+    configured = f"config hash {made.config_digest}, run hash {made.run_digest}"
     return [
-        f"  seed            {made['run']['seed']}",
-        f"  configuration   {made['config']}, {configured}",
-        f"  method          {made['class']} {made['options'] or ''}".rstrip(),
-        f"  git sha         {made['git']}",
+        f"  seed            {made.run['seed']}",
+        f"  configuration   {made.config}, {configured}",
+        f"  method          {made.method_class} {made.options or ''}".rstrip(),
+        f"  git sha         {made.git}",
         f"  weights sha256  {sha256_file(weights)}  {weights}",
-        f"  environment     {versions}; {made['device']}, {made['threads']} thread(s)",
+        f"  environment     {versions}; {made.device}, {made.threads} thread(s)",
     ]
 
 

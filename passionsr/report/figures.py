@@ -21,11 +21,12 @@ from passionsr.benchmark.paths import (
     run_folder,
     sensitivity_file,
 )
+from passionsr.benchmark.records import read_record
 from passionsr.data.datasets import ImagePair
 from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS
 from passionsr.report.scores import read_scores
-from passionsr.utils.files import atomic_path, read_json, write_text
+from passionsr.utils.files import atomic_path, write_text
 
 ZOOM = 64
 SHOWN = 3
@@ -172,7 +173,7 @@ def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
     for run in runs:
         scores = read_scores(config, run.run_id)
         scores = scores[scores.dataset == scores.dataset.iloc[0]]
-        size = read_json(run_folder(config, run.run_id) / "run.json")["model_bytes"] / 2**20
+        size = read_record(config, run.run_id).model_bytes / 2**20
         for metric in fidelity:
             value = scores[scores.metric == metric].value.mean()
             title = config.entries[run.method].title

@@ -20,7 +20,8 @@ from tabulate import tabulate
 from torch import Tensor, nn
 
 from passionsr.benchmark.config import Config
-from passionsr.benchmark.paths import run_folder
+from passionsr.benchmark.paths import record_file, run_folder
+from passionsr.benchmark.records import read_record
 from passionsr.methods.base import load_method
 from passionsr.models.family import get_family
 from passionsr.models.one_step import OneStepSR
@@ -28,7 +29,7 @@ from passionsr.quantization.artifact import WEIGHTS
 from passionsr.quantization.diagnostics import model_bytes
 from passionsr.quantization.modules import freeze, quantized_modules
 from passionsr.quantization.spec import Scheme
-from passionsr.utils.files import read_json, write_text
+from passionsr.utils.files import write_text
 
 SIDE = 512  # output image the operations are counted for, px (the paper's)
 FLOAT = "W32A32"
@@ -166,12 +167,12 @@ def run_rows(config: Config) -> list[dict[str, Any]]:
     rows = []
     for run in config.runs:
         folder = run_folder(config, run.run_id)
-        if not (folder / "run.json").is_file():
+        if not record_file(config, run.run_id).is_file():
             continue
         rows.append(
             {
                 "run": run.run_id,
-                "packed_bytes": read_json(folder / "run.json")["model_bytes"],
+                "packed_bytes": read_record(config, run.run_id).model_bytes,
                 "file_bytes": (folder / "artifact" / WEIGHTS).stat().st_size,
             }
         )
