@@ -11,7 +11,10 @@ SHARED = Path(os.environ.get("PASSIONSR_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on a whole benchmark run take minutes and go first, so that both workers of `make test` end together."""
+    """Tests on a whole benchmark run take minutes and go first.
+
+    So that both workers of `make test` end together.
+    """
     first = ("undisturbed", "versioned", "finished")
 
     def place(item):
@@ -58,7 +61,10 @@ def tiny_batches(tiny):
 
 
 def _built_once(tmp_path_factory, benchmark):
-    """A repository copy in which a benchmark has run from nothing; the workers of one test run share it, unchanged."""
+    """A repository copy in which a benchmark has run from nothing.
+
+    The workers of one test run share it, unchanged.
+    """
     from copies import copy_repository, results_of, snakemake
 
     top = tmp_path_factory.getbasetemp()
@@ -80,7 +86,10 @@ def _built_once(tmp_path_factory, benchmark):
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory):
-    """A repository copy in which `snakemake all` has run the test benchmark; tests put back what they change."""
+    """A repository copy in which `snakemake all` has run the test benchmark.
+
+    Tests put back what they change.
+    """
     from copies import TEST
 
     built = _built_once(tmp_path_factory, TEST)
@@ -89,7 +98,10 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def undisturbed(tmp_path_factory):
-    """(repository copy in which the small benchmark has run, its products); tests work on copies of it."""
+    """(repository copy in which the small benchmark has run, its products).
+
+    Tests work on copies of it.
+    """
     from copies import SMALL, results_of
 
     from passionsr.benchmark.reproducibility import products

@@ -25,7 +25,10 @@ class Finished(NamedTuple):
 
 
 def copy_repository(folder, parts=PARTS):
-    """Files and folders of this checkout, as they are now, without bytecode (but with compiled kernels); by default what the workflow needs."""
+    """Files and folders of this checkout, as they are now.
+
+    Without bytecode (but with compiled kernels); by default what the workflow needs.
+    """
     folder.mkdir(exist_ok=True)
     for name in parts:
         source, target = ROOT / name, folder / name
@@ -68,7 +71,10 @@ def environment(folder, **more):
 
 
 def start(folder, *arguments, cores=1, **more):
-    """A running `snakemake`, in a process group of its own; its output goes to folder/snakemake.out."""
+    """A running `snakemake`, in a process group of its own.
+
+    Its output goes to folder/snakemake.out.
+    """
     with (folder / "snakemake.out").open("w") as out:
         return subprocess.Popen(
             ["snakemake", "--cores", str(cores), *arguments],
@@ -89,7 +95,10 @@ def results_of(folder, benchmark):
 
 
 def tree(folder, benchmark=TEST):
-    """Path -> bytes of every product, also of those that `products` leaves out or shortens because they are measured."""
+    """Path -> bytes of every product.
+
+    Also of those that `products` leaves out or shortens because they are measured.
+    """
     return {
         p.relative_to(folder).as_posix(): p.read_bytes()
         for kind in PRODUCTS

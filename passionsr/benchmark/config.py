@@ -8,7 +8,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from passionsr.benchmark.config_keys import (
     ConfigFile,
@@ -105,7 +105,7 @@ class Config:
     metrics: tuple[str, ...]
     threads: int
     sensitivity: str | None
-    posterior: str
+    posterior: Literal["mean", "sample"]
     inference: dict[str, Any]
     resize_mismatch: bool
     low_memory: bool

@@ -1,4 +1,7 @@
-"""Per dataset, a list of a run's output images with their hashes: it stands for all of them in the workflow."""
+"""Per dataset, a list of a run's output images with their hashes.
+
+It stands for all of them in the workflow.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,10 @@ from passionsr.utils.files import check_sha256, sha256_file, write_text
 
 
 def write_image_lists(config: Config, run_id: str) -> None:
-    """Per dataset, name and sha256 of each output: written last, so that it stands for all of them."""
+    """Per dataset, name and sha256 of each output.
+
+    Written last, so that it stands for all of them.
+    """
     folder = image_folder(config, run_id)
     pairs = pairs_to_test(config)
     for dataset in config.datasets:

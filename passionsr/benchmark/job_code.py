@@ -1,4 +1,7 @@
-"""The code that each job depends on, as digests: what Snakemake compares to know what to make again."""
+"""The code that each job depends on, as digests.
+
+What Snakemake compares to know what to make again.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +29,10 @@ def job_code(*modules: str) -> str:
 
 
 def method_code(target: str) -> str:
-    """Digest of one method ("module:Class") and all it imports: the other methods' code does not concern its runs."""
+    """Digest of one method ("module:Class") and all it imports.
+
+    The other methods' code does not concern its runs.
+    """
     return code_digest([target.partition(":")[0]], LEFT_OUT)
 
 

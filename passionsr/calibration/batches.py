@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -58,7 +59,7 @@ def make_batches(
     if len({tuple(i.shape) for i in images}) > 1:
         raise UserError("calibration images differ in size; crop them to one size")
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed)).tolist()
-    batches = []
+    batches: list[CalibrationBatch] = []
     for start in range(0, len(order), batch_size):
         chosen = order[start : start + batch_size]
         image = torch.cat([images[i] for i in chosen]).to(teacher.context.device)
@@ -85,4 +86,5 @@ def _on_disk(batch: CalibrationBatch, folder: Path, number: int) -> CalibrationB
         flat = torch.from_file(str(path), shared=False, size=tensor.numel(), dtype=tensor.dtype)
         return flat.view(tensor.shape)
 
-    return CalibrationBatch(**{name: mapped(name, t) for name, t in vars(batch).items()})
+    files: dict[str, Any] = {name: mapped(name, t) for name, t in vars(batch).items()}
+    return CalibrationBatch(**files)

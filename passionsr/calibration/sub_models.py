@@ -98,7 +98,7 @@ def output_loss(sub: SubModel) -> Callable[[tuple[Tensor, Tensor]], Tensor]:
     return lambda pair: mse_to(sub.run(pair[0]), pair[1])
 
 
-def parts_of(sub: SubModel) -> list[nn.Module]:
+def parts_of(sub: SubModel) -> list[QuantizedLayer | QuantizedAttention]:
     """Quantized layers and attentions of a sub-model."""
     return [part for module in sub.modules for part in quantized_modules(module)]
 

@@ -30,7 +30,10 @@ def adain(image: np.ndarray, source: np.ndarray) -> np.ndarray:
 
 
 def low_frequencies(image: np.ndarray) -> np.ndarray:
-    """Five blurs by [1 2 1] / 4 per axis, dilated by 1, 2, 4, 8, 16, edges replicated; (H, W, 3)."""
+    """Five blurs by [1 2 1] / 4 per axis, dilated by 1, 2, 4, 8, 16, edges replicated.
+
+    (H, W, 3).
+    """
     for level in range(LEVELS):
         step = 2**level
         kernel = np.zeros(2 * step + 1)
@@ -41,12 +44,17 @@ def low_frequencies(image: np.ndarray) -> np.ndarray:
 
 
 def wavelet(image: np.ndarray, source: np.ndarray) -> np.ndarray:
-    """High frequencies of `image` on the low frequencies of `source`; both (H, W, 3) float32 in [0, 1]."""
+    """High frequencies of `image` on the low frequencies of `source`.
+
+    Both (H, W, 3) float32 in [0, 1].
+    """
     return image - low_frequencies(image) + low_frequencies(source)
 
 
 def fix_colour(image: np.ndarray, source: np.ndarray, kind: ColourFix) -> np.ndarray:
-    """Correct (H, W, 3) uint8 against the upscaled input of the same size; truncates to 8 bits as OSEDiff does.
+    """Correct (H, W, 3) uint8 against the upscaled input of the same size.
+
+    Truncates to 8 bits as OSEDiff does.
 
     Raises ValueError for an unknown kind or different sizes.
     """

@@ -39,7 +39,7 @@ from passionsr.methods.base import check_choices, option, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.equivalent_transform import ChannelTransform, LearnedScale, ScaleInit
-from passionsr.quantization.layer import LayerConfig
+from passionsr.quantization.layer import LayerConfig, QuantizedLayer
 from passionsr.quantization.parts import STANDARD, Parts
 from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.spec import Form, Scheme
@@ -311,6 +311,8 @@ def let_groups(sub: SubModel, lr: float, unit: LrUnit = "width") -> list[ParamGr
             if isinstance(scale, ChannelTransform):
                 level = 1.0
                 if unit == "level":  # x is quantized as (x - o) / s
+                    assert isinstance(part, QuantizedLayer)
+                    assert isinstance(part.act_quantizer, Quantizer)
                     level = _width(part.act_quantizer) / levels * float(scale.scale.mean())
                 groups.append(ParamGroup([scale.offset], lr * level))
     return groups

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -102,7 +103,7 @@ class QuantizedAttention(nn.Module):
     def _transform_pv(self, p: Tensor, v: Tensor) -> tuple[Tensor | None, Tensor]:
         """(s_j that P is to be multiplied by, v / s_j); P only gives statistics."""
         scale = self._scale_pv(v.shape[2])
-        if scale is None:
+        if scale is None or self.s_v is None:
             return None, v
         if self.collecting:
             amax_v, amax_p = v.abs().amax((0, 1, 3)), p.amax((0, 1, 2))
@@ -163,7 +164,7 @@ class QuantizedAttention(nn.Module):
 
     def forward(
         self,
-        attn: nn.Module,
+        attn: Any,
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,

@@ -99,7 +99,7 @@ def _spread(lower, upper, cut, columns, period, levels, half, min_width, kind):
     return spread[0], spread[1], spread[2], spread[3], spread[4]
 
 
-_TYPES = {torch.float32: types.float32, torch.float64: types.float64}
+_TYPES: dict[torch.dtype, types.Type] = {torch.float32: types.float32, torch.float64: types.float64}
 # Arrays of the signatures, all contiguous: values, tables of bounds, vectors.
 Signature = Callable[[types.Type], tuple[types.Type, ...]]
 

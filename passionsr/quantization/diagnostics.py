@@ -29,6 +29,7 @@ def let_ranges(model: OneStepSR, image: Tensor) -> list[dict[str, Any]]:
         axis = 1 if layer.is_conv else x.ndim - 1
         dims = [d for d in range(x.ndim) if d != axis]
         before = x.amin(dims), x.amax(dims)
+        assert layer.transform is not None
         after = layer.transform.input(x)
         values = zip(*before, after.amin(dims), after.amax(dims), strict=True)
         for channel, row in enumerate(values):

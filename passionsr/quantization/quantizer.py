@@ -103,7 +103,7 @@ class Quantizer(nn.Module):
         """(lower, upper) in the shape of the parameters, with gradient to what is learned."""
         if self.scale is None or self.zero_point is None:
             return self.lower, self.upper
-        zero_point = self.zero_point
+        zero_point: Tensor = self.zero_point
         if self.spec.form is not Form.REAL_ZP:
             zero_point = zero_point + (zero_point.round() - zero_point).detach()
         scale = self.scale.clamp_min(MIN_SCALE)
@@ -113,8 +113,9 @@ class Quantizer(nn.Module):
         """The group, 0 or 1, of each of `size` channels."""
         index = self._index
         if index is None or index.shape[0] != size or index.device != self.lower.device:
-            self._index = (torch.arange(size) >= self._first(size)).long().to(self.lower.device)
-        return self._index
+            index = (torch.arange(size) >= self._first(size)).long().to(self.lower.device)
+            self._index = index
+        return index
 
     def _first(self, size: int) -> int:
         """How many of `size` channels are in the first of two groups."""
@@ -219,8 +220,8 @@ class Quantizer(nn.Module):
         """Fake quantization; bounds: in the shape of the parameters, factors: see `forward`."""
         levels, form = self.spec.levels, self.spec.form
         if not can_fuse(x, bounds[0]):
-            expanded = (self._broadcast(bound, x) for bound in bounds)
-            return fake_quantize(times(x, factors), *expanded, levels, form)
+            lower, upper = (self._broadcast(bound, x) for bound in bounds)
+            return fake_quantize(times(x, factors), lower, upper, levels, form)
         from passionsr.quantization import cpu_functions  # numba: only where it is used
 
         if factors is not None and bounds[0].numel() == 1:

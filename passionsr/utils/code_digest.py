@@ -1,7 +1,7 @@
 """Which sources a job depends on, and their digest: followed through imports, never listed by hand.
 
-A digest is of what the sources do: comments, docstrings and layout are not in it, so that rewording a comment repeats no
-calibration.
+A digest is of what the sources do: comments, docstrings and layout are not in it, so that rewording
+a comment repeats no calibration.
 """
 
 from __future__ import annotations
@@ -18,7 +18,10 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder passionsr/
 
 @functools.cache
 def _file_of(module: str) -> Path | None:
-    """The source of a module: of this package beside this file, of others where Python finds them; None for a namespace."""
+    """The source of a module: of this package beside this file, of others where Python finds them.
+
+    None for a namespace.
+    """
     first, *rest = module.split(".")
     if first == PACKAGE.name:
         stem = PACKAGE.joinpath(*rest)
@@ -37,7 +40,10 @@ def _parsed(path: Path) -> ast.Module:
 
 
 def _imports(module: str) -> Iterator[str]:
-    """Modules that one module imports, anywhere in it; of `from a import b` both a and a.b, if it is a module."""
+    """Modules that one module imports, anywhere in it.
+
+    Of `from a import b` both a and a.b, if it is a module.
+    """
     path = _file_of(module)
     if path is None:
         return
@@ -50,7 +56,9 @@ def _imports(module: str) -> Iterator[str]:
 
 
 def sources(modules: Iterable[str], leave_out: Collection[str] = ()) -> dict[str, Path]:
-    """Module -> file, for `modules` and everything of their top-level packages that they import, directly or not.
+    """Module -> file, for `modules` and everything of their top-level packages that they import.
+
+    Directly or not.
 
     leave_out: modules that are not followed, nor counted.
     """

@@ -1,4 +1,7 @@
-"""`passionsr plan`: the workflow's own graph, known schedules, and what is said where times are missing."""
+"""`passionsr plan`.
+
+The workflow's own graph, known schedules, and what is said where times are missing.
+"""
 
 import dataclasses
 import re
@@ -20,7 +23,10 @@ HEAD = "\t".join(COLUMNS)
 
 
 def test_jobs_and_edges_are_snakemakes(pytestconfig):
-    """The jobs by their names, and what each waits for; a benchmark file and a log carry those names."""
+    """The jobs by their names, and what each waits for.
+
+    A benchmark file and a log carry those names.
+    """
     config = load_config("config/test.yaml")
     root = pytestconfig.rootpath
     result = subprocess.run(
@@ -64,7 +70,10 @@ def jobs(**needs):
 
 
 def test_schedules_worked_by_hand():
-    """Four chains on GPUs: the longest first, so that two GPUs end after 6 s, not 7; a CPU job waits for no GPU."""
+    """Four chains on GPUs: the longest first, so that two GPUs end after 6 s, not 7.
+
+    A CPU job waits for no GPU.
+    """
     chains = jobs(infer_a="", infer_b="", infer_c="", infer_d="", data_x="")
     seconds = {"infer-a": 2, "infer-b": 3, "infer-c": 3, "infer-d": 4, "data-x": 5}
     assert schedule(chains, seconds, 1).makespan == 12
@@ -80,7 +89,10 @@ def test_schedules_worked_by_hand():
 
 @pytest.mark.parametrize("gpus", [1, 2, 3, 8, 100])
 def test_no_schedule_breaks_a_bound(gpus):
-    """Order kept, never more GPUs than there are, and within Graham's bound: work / K + longest chain."""
+    """Order kept, never more GPUs than there are, and within Graham's bound.
+
+    Work / K + longest chain.
+    """
     config = load_config("config/mini-full.yaml")
     made = build_jobs(config, 10, 32)
     seconds = {label: 1 + hash_of(label) % 97 for label in made}
@@ -138,7 +150,10 @@ def test_times_scale_with_the_work(tmp_path):
 
 
 def test_what_was_measured_at_no_scale_but_mini(tmp_path):
-    """MinMax there : PassionSR there = MinMax here : PassionSR here, per image; start-up is not scaled."""
+    """MinMax there : PassionSR there = MinMax here : PassionSR here, per image.
+
+    Start-up is not scaled.
+    """
     rows = [
         (
             "tiny",
@@ -176,10 +191,14 @@ def test_what_was_measured_at_no_scale_but_mini(tmp_path):
 
 
 def test_images_that_are_not_there_yet_are_counted():
-    """The paper's test sets must have 100 + 93 + 100 images (config/datasets.yaml); its crops are listed."""
+    """The paper's test sets must have 100 + 93 + 100 images (config/datasets.yaml).
+
+    Its crops are listed.
+    """
     text = plan(load_config("config/paper.yaml"), 8)
     assert "63 jobs for 27 runs, 293 test and 500 calibration images" in text
-    # data, metric weights, scores of three bit widths, two kinds of tables and the figures: not scaled
+    # data, metric weights, scores of three bit widths, two kinds of tables and the figures: not
+    # scaled
     assert "8 jobs have no measured time" in text
     assert "scaled times are guesses" in text
 
@@ -222,9 +241,12 @@ def test_shipped_times_cover_the_mini_scale(capsys):
         (["config/none.yaml"], "config/none.yaml: file not found"),
         (["config/test.yaml", "--gpus", "0"], "--gpus 0: give 1 or more"),
         (["config/test.yaml", "--times", "none.tsv"], "none.tsv: times file not found"),
-        (["config/test.yaml", "--times", "config/mini_test.tsv"], "expected tab-separated columns model"),
+        (
+            ["config/test.yaml", "--times", "config/mini_test.tsv"],
+            "expected tab-separated columns model",
+        ),
     ],
-)  # fmt: skip
+)
 def test_bad_input(capsys, arguments, message):
     assert main(["plan", *arguments]) == 2
     err = capsys.readouterr().err

@@ -1,4 +1,7 @@
-"""run.json: what is written is read back, in the keys that older files have; other files are refused."""
+"""run.json: what is written is read back, in the keys that older files have.
+
+Other files are refused.
+"""
 
 import dataclasses
 import json
@@ -60,9 +63,19 @@ def test_keys_of_the_file(written):
     """The keys that results in DVC have; what is measured is a part of them."""
     raw = json.loads(written[2].read_text())
     assert set(raw) == {
-        "run", "class", "options", "config", "config_digest", "run_digest", "git", "versions", "device",
-        "threads", "model_bytes", *MEASURED_FIELDS,
-    }  # fmt: skip
+        "run",
+        "class",
+        "options",
+        "config",
+        "config_digest",
+        "run_digest",
+        "git",
+        "versions",
+        "device",
+        "threads",
+        "model_bytes",
+        *MEASURED_FIELDS,
+    }
     assert set(MEASURED_FIELDS) < set(raw)
 
 

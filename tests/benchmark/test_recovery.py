@@ -1,4 +1,7 @@
-"""What a start looks at: cut files of every kind, leftovers of dead processes, the lock of a dead Snakemake."""
+"""What a start looks at.
+
+Cut files of every kind, leftovers of dead processes, the lock of a dead Snakemake.
+"""
 
 import json
 import os
@@ -32,8 +35,15 @@ def test_whole_files_pass(results):
 
 
 @pytest.mark.parametrize(
-    "name", ["runs/a/x.png", "runs/a/run.json", "runs/a/fit.csv", "runs/a/model.safetensors", "metrics.json"]
-)  # fmt: skip
+    "name",
+    [
+        "runs/a/x.png",
+        "runs/a/run.json",
+        "runs/a/fit.csv",
+        "runs/a/model.safetensors",
+        "metrics.json",
+    ],
+)
 def test_cut_files_are_named_with_the_command(results, name):
     path = results / name
     whole = path.read_bytes()

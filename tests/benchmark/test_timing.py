@@ -18,8 +18,11 @@ def write(results, label, seconds, began="10:00:00.000", startup=2.0, peak=300):
     """One job's files, as Snakemake and workflow/scripts/job.py write them."""
     row = f"{seconds:.2f}\t0:00:09\t12.5\tNA\tNA\tNA\tNA\tNA\tNA\tNA\n"
     write_text(results / "benchmarks" / f"{label}.tsv", HEAD + row)
-    lines = [f"10:00:02 started 2026-11-25T{began}+00:00, ready after {startup:.2f} s",
-             "10:00:03 peak memory of something else", f"10:00:09 peak memory {peak} MiB"]  # fmt: skip
+    lines = [
+        f"10:00:02 started 2026-11-25T{began}+00:00, ready after {startup:.2f} s",
+        "10:00:03 peak memory of something else",
+        f"10:00:09 peak memory {peak} MiB",
+    ]
     write_text(results / "logs" / f"{label}.log", "\n".join(lines) + "\n")
 
 
@@ -32,7 +35,10 @@ def test_a_job_from_its_two_files(tmp_path):
 
 
 def test_the_last_attempt_counts(tmp_path):
-    """A benchmark file with several rows (`repeat`) and a log of several attempts: the last of each."""
+    """A benchmark file with several rows (`repeat`) and a log of several attempts.
+
+    The last of each.
+    """
     write(tmp_path, "score-W4A4", 9)
     table, log = tmp_path / "benchmarks" / "score-W4A4.tsv", tmp_path / "logs" / "score-W4A4.log"
     with table.open("a") as stream:
@@ -81,16 +87,21 @@ def test_table(tmp_path):
         "wall time 90 s from the first job's start to the last one's end; 42 s in 3 jobs, of which "
         "11 s (26 %) start-up and imports"
     )
-    assert report(tmp_path / "none") == f"{tmp_path}/none: no times of finished jobs; run the workflow first"  # fmt: skip
+    assert (
+        report(tmp_path / "none")
+        == f"{tmp_path}/none: no times of finished jobs; run the workflow first"
+    )
 
 
 def test_what_a_job_logs_is_what_is_read(tmp_path):
     """A real process: it began before its 0.4 s of start-up, and its 300 MiB are its peak.
 
-    A shell starts it, as in the workflow: a process counts what the one that started it had in memory.
+    A shell starts it, as in the workflow: a process counts what the one that started it had in
+    memory.
     """
     code = (
-        "import logging, time; logging.basicConfig(level=logging.INFO, format='%(asctime)s %(message)s')\n"
+        "import logging, time; logging.basicConfig(level=logging.INFO, format='%(asctime)s "
+        "%(message)s')\n"
         "from passionsr.benchmark import timing\n"
         "time.sleep(0.4); timing.log_ready(); x = bytearray(300 << 20); del x; timing.log_peak()"
     )
@@ -112,9 +123,15 @@ def test_what_a_job_logs_is_what_is_read(tmp_path):
 def test_the_age_of_this_process(caplog):
     """Start-up grows with the clock and is not that of another process."""
     child = subprocess.run(
-        [sys.executable, "-c", "from passionsr.benchmark.timing import _process_age as a; print(a())"],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [
+            sys.executable,
+            "-c",
+            "from passionsr.benchmark.timing import _process_age as a; print(a())",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
     assert 0 < float(child.stdout) < timing._process_age()
     with caplog.at_level(logging.INFO):
         timing.log_ready()

@@ -39,7 +39,10 @@ def test_schedules():
     ids=lambda c: c.schedule,
 )
 def test_every_step_has_its_rate(config):
-    """To the bit: rate of the group times the factor of the step, which torch's scheduler applies."""
+    """To the bit.
+
+    Rate of the group times the factor of the step, which torch's scheduler applies.
+    """
     parameters, seen = [nn.Parameter(torch.ones(1)) for _ in range(2)], []
     hook = register_optimizer_step_pre_hook(
         lambda optimizer, *_: seen.append([group["lr"] for group in optimizer.param_groups])
@@ -161,7 +164,10 @@ def test_units_cover_every_layer_once_in_execution_order(prepared):
 
 
 def test_captured_units_replay(prepared):
-    """What a unit was called with, called again, gives what it returned; minibatches pick images consistently."""
+    """What a unit was called with, called again, gives what it returned.
+
+    Minibatches pick images consistently.
+    """
     model, batches = prepared
     for sub, inputs, _ in in_sequence(model, batches, "U"):
         for unit in find_units(sub, inputs[0]):

@@ -1,4 +1,7 @@
-"""Memory before speed (config key `low_memory`) and the full-size configuration: same numbers, no second copy."""
+"""Memory before speed (config key `low_memory`) and the full-size configuration.
+
+Same numbers, no second copy.
+"""
 
 import copy
 import json
@@ -69,7 +72,10 @@ def test_batches_in_files(tiny, tmp_path):
 
 @pytest.mark.parametrize("scope", ["U", "UV"])
 def test_batches_of_the_cpu_serve_a_model_elsewhere(scope, tiny, tiny_batches):
-    """What is kept in files is on the CPU; every loss brings it to the model (meta stands in for a GPU: mixing raises)."""
+    """What is kept in files is on the CPU.
+
+    Every loss brings it to the model (meta stands in for a GPU: mixing raises).
+    """
     prepared, _ = PassionSR().prepare(copy.deepcopy(tiny).to("meta"), W6A6, scope)
     switches = ("encoder_noise", "independent"), ("unet_let_loss", "eps"), ("decoder_target", "hr")
     for sub, inputs, pairs in in_sequence(prepared, tiny_batches, scope):
@@ -82,7 +88,10 @@ def test_batches_of_the_cpu_serve_a_model_elsewhere(scope, tiny, tiny_batches):
 
 @pytest.mark.parametrize("name", FAST)
 def test_lean_gives_the_same_bytes(name, tiny, tmp_path):
-    """Recomputed blocks, weights quantized at every forward, no copy, batches in files: nothing of it may change a number."""
+    """Recomputed blocks, weights quantized at every forward, no copy, batches in files.
+
+    Nothing of it may change a number.
+    """
     digests = []
     for low_memory in (False, True):
         teacher = copy.deepcopy(tiny)
@@ -102,7 +111,11 @@ def test_lean_makes_no_second_copy_of_the_weights(tiny):
         teacher.low_memory = low_memory
         before = {n: m.weight.data_ptr() for n, m in match_layers(teacher, "UV")}
         model, _ = PassionSR().prepare(teacher, W6A6, "UV")
-        after = {n: m.weight.data_ptr() for n, m in model.named_modules() if isinstance(m, QuantizedLayer)}  # fmt: skip
+        after = {
+            n: m.weight.data_ptr()
+            for n, m in model.named_modules()
+            if isinstance(m, QuantizedLayer)
+        }
         assert after.keys() == before.keys()
         assert all((after[n] == before[n]) == low_memory for n in before)
 
@@ -184,7 +197,7 @@ def test_sd21_shape():
 
 
 def test_device_follows_the_model(tiny):
-    """Everything that wrapping and batching create sits where the model sits (meta stands in for a GPU here)."""
+    """Everything that wrapping and batching create sits where the model sits."""
     model = copy.deepcopy(tiny).to("meta")
     prepared, _ = PassionSR().prepare(model, W6A6, "UV")
     assert all(t.is_meta for t in (*prepared.parameters(), *prepared.buffers()))
@@ -200,7 +213,10 @@ def test_absent_device_is_one_clear_line(tiny):
 
 
 def test_proof_table(tmp_path, monkeypatch):
-    """From a real (tiny) run's records: phases, fit stages, counts; what is not finished is named."""
+    """From a real (tiny) run's records: phases, fit stages, counts.
+
+    What is not finished is named.
+    """
     config = load_config("config/test.yaml")
     config = replace(
         config, low_memory=True, limits={"test": 1, "calibration": 2}, name="prooftest"
@@ -216,7 +232,13 @@ def test_proof_table(tmp_path, monkeypatch):
     assert folders == [tmp_path / "prooftest" / "resume" / run.run_id / "teacher"]
     assert not folders[0].exists()  # like everything that only a restart needs
     made = json.loads((tmp_path / "prooftest" / "runs" / run.run_id / "run.json").read_text())
-    assert [p["phase"] for p in made["phases"]] == ["load", "float outputs", "quantize", "save", "ranges"]  # fmt: skip
+    assert [p["phase"] for p in made["phases"]] == [
+        "load",
+        "float outputs",
+        "quantize",
+        "save",
+        "ranges",
+    ]
     path = tmp_path / "prooftest" / "runs" / run.run_id / "run.json"
     before = path.read_bytes()
     write_json(path, read_record(config, run.run_id).model_dump(by_alias=True))
@@ -225,7 +247,14 @@ def test_proof_table(tmp_path, monkeypatch):
     assert run not in missing
     assert len(missing) == len(config.runs) - 1
     text = (tmp_path / "prooftest" / "tables" / "proof.md").read_text()
-    stages_run = ("encoder.let", "encoder.lbq", "unet.let", "unet.lbq", "decoder.let", "decoder.lbq")  # fmt: skip
+    stages_run = (
+        "encoder.let",
+        "encoder.lbq",
+        "unet.let",
+        "unet.lbq",
+        "decoder.let",
+        "decoder.lbq",
+    )
     found = [text.index(f"- {stage} ") for stage in stages_run]
     assert found == sorted(found)
     assert "not run" in text  # no inference yet

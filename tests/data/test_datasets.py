@@ -1,4 +1,7 @@
-"""Pairing by stem rules, sheets, relative crops, and what a configuration says when data are missing."""
+"""Pairing by stem rules, sheets, relative crops.
+
+And what a configuration says when data are missing.
+"""
 
 import re
 from dataclasses import replace
@@ -102,12 +105,16 @@ def same_key(folder):
         (lambda f: None, {}, "dataset set: no images in .*: set `folder:`"),
         (no_hr, {}, "1 of 2 images have no HR, first: .*LR/b.png"),
         (no_lr, {}, "1 of 2 images have no LR, first: .*HR/a.png"),
-        (lambda f: fill(f, "same", ["a"]), {"pairing": "div2k"}, r"LR/a\.png does not end in x4\.png"),
+        (
+            lambda f: fill(f, "same", ["a"]),
+            {"pairing": "div2k"},
+            r"LR/a\.png does not end in x4\.png",
+        ),
         (lambda f: fill(f, "same", "ab"), {"count": 3}, "2 images in .*, expected 3"),
         (same_key, {"lr": "LR/**/*.png"}, "have the same key a"),
     ],
     ids=["empty", "no-hr", "no-lr", "other-rule", "count", "same-key"],
-)  # fmt: skip
+)
 def test_what_is_no_bijection_is_refused(tmp_path, prepare, changes, message):
     prepare(tmp_path)
     with pytest.raises(UserError, match=message):
@@ -139,7 +146,10 @@ def test_wrong_scale_and_damaged_images_are_refused(tmp_path):
 
 
 def test_the_registry_is_complete():
-    """Every dataset names a known source or says where to get it; every hash has its right length."""
+    """Every dataset names a known source or says where to get it.
+
+    Every hash has its right length.
+    """
     raw = yaml.safe_load(default_file("datasets.yaml").read_text())
     sources = load_sources()
     for name, entry in raw["datasets"].items():
@@ -246,9 +256,15 @@ def local(tmp_path, monkeypatch):
     (tmp_path / "crops.tsv").write_text(crops)
     raw = yaml.safe_load(Path("config/test.yaml").read_text())
     raw["test"] = [
-        {"name": n, "folder": str(tmp_path / n), "lr": "LR/*.png", "hr": "HR/*.png", "pairing": "div2k"}
+        {
+            "name": n,
+            "folder": str(tmp_path / n),
+            "lr": "LR/*.png",
+            "hr": "HR/*.png",
+            "pairing": "div2k",
+        }
         for n in ("a", "b")
-    ]  # fmt: skip
+    ]
     raw["calibration"] = {
         "list": str(tmp_path / "crops.tsv"),
         "photos": {"name": "photos", "folder": str(tmp_path / "photos"), "hr": "*.png"},
@@ -380,23 +396,38 @@ def test_an_open_count_replaces_that_of_the_registry():
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("sources: {S: {}}", "sources.S.archives: missing, expected a list of at least 1 entry, each "
-         "a mapping with the keys file, urls, sha256, md5, size"),
-        ("sources: {S: {archives: [{file: a, urls: [u], sha256: xyz}]}}",
-         'sources.S.archives[0].sha256: "xyz" given, expected 64 hex digits or null'),
-        ("sources: {S: {archives: [{file: a, urls: [u], sha265: null}]}}",
-         "sources.S.archives[0].sha265: unknown key; known: sha256, file, urls, md5, size"),
-        ("sources: {S: {archives: [{file: a, urls: []}]}}",
-         "sources.S.archives[0].urls: [] given, expected a list of at least 1 entry, each text"),
-        ("datasets: {D: {hr: x, count: many}}",
-         'datasets.D.count: "many" given, expected an integer of at least 1 or null'),
-        ("datasets: {D: {hr: x, source: T}}\nsources: {S: {archives: [{file: a, urls: [u]}]}}",
-         "datasets.D.source: source 'T' is unknown; known: S"),
-        ("datasets: {a/b: {hr: x}}",
-         'datasets.a/b: "a/b" given, expected a name of letters, digits, _ and -'),
+        (
+            "sources: {S: {}}",
+            "sources.S.archives: missing, expected a list of at least 1 entry, each "
+            "a mapping with the keys file, urls, sha256, md5, size",
+        ),
+        (
+            "sources: {S: {archives: [{file: a, urls: [u], sha256: xyz}]}}",
+            'sources.S.archives[0].sha256: "xyz" given, expected 64 hex digits or null',
+        ),
+        (
+            "sources: {S: {archives: [{file: a, urls: [u], sha265: null}]}}",
+            "sources.S.archives[0].sha265: unknown key; known: sha256, file, urls, md5, size",
+        ),
+        (
+            "sources: {S: {archives: [{file: a, urls: []}]}}",
+            "sources.S.archives[0].urls: [] given, expected a list of at least 1 entry, each text",
+        ),
+        (
+            "datasets: {D: {hr: x, count: many}}",
+            'datasets.D.count: "many" given, expected an integer of at least 1 or null',
+        ),
+        (
+            "datasets: {D: {hr: x, source: T}}\nsources: {S: {archives: [{file: a, urls: [u]}]}}",
+            "datasets.D.source: source 'T' is unknown; known: S",
+        ),
+        (
+            "datasets: {a/b: {hr: x}}",
+            'datasets.a/b: "a/b" given, expected a name of letters, digits, _ and -',
+        ),
         ("dataset: {}", "dataset: unknown key; known: datasets, sources"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_in_the_registry(tmp_path, text, message):
     path = tmp_path / "datasets.yaml"
     path.write_text(text)

@@ -259,10 +259,24 @@ def tar_with(name, kind=tarfile.REGTYPE, link=""):
         (lambda path: path.write_bytes(b"no archive"), "cannot be unpacked"),
         (lambda path: path.write_bytes(zipped(a=b"1" * 999)[:-30]), "cannot be unpacked"),
     ],
-    ids=["zip-up", "zip-inner-up", "zip-absolute", "zip-drive", "zip-backslash", "zip-symlink", "zip-twice",
-         "tar-up", "tar-absolute", "tar-symlink", "tar-inner-symlink", "tar-hardlink", "tar-fifo", "garbage",
-         "truncated"],
-)  # fmt: skip
+    ids=[
+        "zip-up",
+        "zip-inner-up",
+        "zip-absolute",
+        "zip-drive",
+        "zip-backslash",
+        "zip-symlink",
+        "zip-twice",
+        "tar-up",
+        "tar-absolute",
+        "tar-symlink",
+        "tar-inner-symlink",
+        "tar-hardlink",
+        "tar-fifo",
+        "garbage",
+        "truncated",
+    ],
+)
 @pytest.mark.filterwarnings("ignore:Duplicate name")
 def test_malicious_archives_write_nothing(make, message, tmp_path):
     path, folder = tmp_path / "in" / "a.zip", tmp_path / "deep" / "out"
@@ -292,7 +306,10 @@ def test_good_archives(suffix, tmp_path):
 
 
 def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
-    """No host in reach: one line with the address, the place to put the file, and the local folder option."""
+    """No host in reach.
+
+    One line with the address, the place to put the file, and the local folder option.
+    """
     from passionsr.cli import main
     from passionsr.data import dataset_registry
 

@@ -1,4 +1,7 @@
-"""Tiles: the official grid and blend, the VAE in tiles against the whole, sizes, and what stays in memory."""
+"""Tiles.
+
+The official grid and blend, the VAE in tiles against the whole, sizes, and what stays in memory.
+"""
 
 import numpy as np
 import pytest
@@ -37,7 +40,10 @@ def test_official_weights(shared, side):
 
 @pytest.mark.parametrize("grid", GRIDS)
 def test_official_grid_blend_and_x0(shared, tiny, grid):
-    """Positions exact and in the order of the calls; eps 1e-5, x0 1e-4 (vectors/README.md, section 8)."""
+    """Positions exact and in the order of the calls.
+
+    Eps 1e-5, x0 1e-4 (vectors/README.md, section 8).
+    """
     case = load(shared, f"tile_grid_{grid}_T64")
     latent, ramp = case["lat"], case["ramp"]
     seen = []
@@ -57,7 +63,10 @@ def test_official_grid_blend_and_x0(shared, tiny, grid):
 
 
 def test_a_latent_narrower_than_the_overlap_ends():
-    """The released loop does not end when min(h, w) <= overlap; every latent must be covered once at least."""
+    """The released loop does not end when min(h, w) <= overlap.
+
+    Every latent must be covered once at least.
+    """
     latent = torch.rand(1, 2, 20, 300)
     seen = []
 
@@ -98,7 +107,10 @@ def whole(length):
 
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_the_steps_are_the_network(tiny, part):
-    """One tile that is the whole image: diffusers' own forward, up to float32 rounding of the norms (1e-5)."""
+    """One tile that is the whole image.
+
+    Diffusers' own forward, up to float32 rounding of the norms (1e-5).
+    """
     net = getattr(tiny.vae, part)
     x = torch.rand(1, 3 if part == "encoder" else 4, 32, 48, generator=torch.manual_seed(0))
     found = []
@@ -163,10 +175,13 @@ def decoded(model, latent, kind):
 
 
 def test_pooled_norms_are_those_of_the_whole(tiny, monkeypatch):
-    """Without attention, and with pads wider than what a VAE half sees: equal up to float32 rounding (1e-5).
+    """Without attention, and with pads wider than what a VAE half sees.
 
-    With the released pads (32 px, 11 latents) a little of the borders is left, at most 2e-2 on random weights. The
-    official average is further off, because the variance between tiles is missing in it.
+    Equal up to float32 rounding (1e-5).
+
+    With the released pads (32 px, 11 latents) a little of the borders is left, at most 2e-2 on
+    random weights. The official average is further off, because the variance between tiles is
+    missing in it.
     """
     model, image = no_attention(tiny), smooth_image(96, 256)
     latent = torch.rand(1, 4, 40, 96, generator=torch.manual_seed(0)) - 0.5
@@ -242,7 +257,10 @@ def test_tiles_larger_than_the_image_change_nothing(tiny):
 
 @pytest.mark.parametrize("shape", [(40, 72), (37, 50)])
 def test_tiled_output_is_near_the_whole(tiny, shape):
-    """Attention over a tile instead of the image is what remains: bounded on the tiny model, not exact."""
+    """Attention over a tile instead of the image is what remains.
+
+    Bounded on the tiny model, not exact.
+    """
     lr = smooth_image(*shape)
     options = InferenceOptions(latent_tile=24, latent_overlap=12, encoder_tile=64, decoder_tile=24)
     out = super_resolve(tiny, lr, options)
@@ -251,7 +269,10 @@ def test_tiled_output_is_near_the_whole(tiny, shape):
 
 
 def test_official_sizes(tiny):
-    """methods.md 1.4: a side below process_size / 4 is enlarged and brought back; others are squeezed, not cut."""
+    """methods.md 1.4: a side below process_size / 4 is enlarged and brought back.
+
+    Others are squeezed, not cut.
+    """
     options = InferenceOptions(resize="official", process_size=64)
     lr = smooth_image(20, 27)  # at least 16: not enlarged
     factor = tiny.latent_factor
@@ -307,9 +328,23 @@ def test_command_line(tiny, tmp_path):
 
     save_model(tiny, tmp_path / "model")
     write_uint8(tmp_path / "lr.png", smooth_image(40, 40))
-    arguments = ["upscale", str(tmp_path / "lr.png"), str(tmp_path / "x.png"), "--model", str(tmp_path / "model"),
-                 "--latent-tile", "16", "--latent-overlap", "8", "--encoder-tile", "64", "--decoder-tile", "16",
-                 "--colour-fix", "wavelet"]  # fmt: skip
+    arguments = [
+        "upscale",
+        str(tmp_path / "lr.png"),
+        str(tmp_path / "x.png"),
+        "--model",
+        str(tmp_path / "model"),
+        "--latent-tile",
+        "16",
+        "--latent-overlap",
+        "8",
+        "--encoder-tile",
+        "64",
+        "--decoder-tile",
+        "16",
+        "--colour-fix",
+        "wavelet",
+    ]
     assert main(arguments) == 0
     options = InferenceOptions(
         latent_tile=16, latent_overlap=8, encoder_tile=64, decoder_tile=16, colour_fix="wavelet"

@@ -64,8 +64,9 @@ ADAROUND = [f"qd_adaround_{kind}_b{b}" for kind in ("conv", "linear") for b in (
 def test_adaround_vectors(shared, name):
     v = load(shared, name)
     rounder = AdaRound(v["W"], weight_quantizer(v["W"], v["delta"], v["zero_point"], v["n_bits"]))
-    # 8 bits: W / scale is near 200, so its fraction keeps 1.5e-5 of float32, and V = log(...) amplifies that near
-    # its poles at |V| = 2.4. The scale is recovered from bounds, one rounding more than in the official order.
+    # 8 bits: W / scale is near 200, so its fraction keeps 1.5e-5 of float32, and V = log(...)
+    # amplifies that near its poles at |V| = 2.4. The scale is recovered from bounds, one rounding
+    # more than in the official order.
     assert ((rounder.v - v["alpha_init"]).abs() <= 1e-3).all()
     assert relative(rounder.share(), v["soft_init"]) < 3e-5
     assert relative(rounder(v["W"]), v["w_soft_init"]) < 1e-5
@@ -86,7 +87,10 @@ def test_adaround_vectors(shared, name):
 
 @pytest.mark.parametrize("name", ["qd_loss_block", "qd_loss_layer", "qd_loss_split"])
 def test_reconstruction_loss_vectors(shared, name):
-    """Reconstruction loss, beta schedule, penalty and the gradient of V, at seven steps of a run."""
+    """Reconstruction loss, beta schedule, penalty and the gradient of V.
+
+    At seven steps of a run.
+    """
     v = load(shared, name)
     penalty = RoundingPenalty(
         steps=int(v["iters"]), weight=float(v["lam"]), warmup=float(v["warmup"]),
@@ -165,7 +169,10 @@ def test_split_with_equal_ranges_is_no_split():
 
 
 def test_shortcut_splits_are_the_hidden_channels(tiny):
-    """Against what diffusers really concatenates: the hidden state's channels on entry of each ResNet."""
+    """Against what diffusers really concatenates.
+
+    The hidden state's channels on entry of each ResNet.
+    """
     seen, skips = {}, []
 
     def note_input(name, args):
@@ -199,7 +206,10 @@ def test_shortcut_splits_are_the_hidden_channels(tiny):
 
 
 def at_ends(layer, weight):
-    """Where the grid point above a weight is beyond the last code, or the one below before the first."""
+    """Where the grid point above a weight is beyond the last code.
+
+    Or the one below before the first.
+    """
     scale, zero_point = layer.weight_quantizer.grid(weight)
     floor = torch.floor(weight / scale) + zero_point
     return (floor < 0) | (floor >= layer.weight_quantizer.spec.levels)
@@ -229,17 +239,21 @@ def test_adaround_hardens_and_beats_nearest_rounding():
         grid = layer.weight_quantizer(weight).clone()
         scale, _ = layer.weight_quantizer.grid(weight)
     rounders = soften([layer])
-    # Soft weights are the float weights where nothing is clamped (the rounded zero point moves the grid's ends
-    # by up to half a step); V >= 0 is h >= 0.5.
+    # Soft weights are the float weights where nothing is clamped (the rounded zero point moves the
+    # grid's ends by up to half a step); V >= 0 is h >= 0.5.
     same = (layer.weight - weight).abs() < 1e-5
     assert same.float().mean() > 0.9
     assert torch.equal(~same, ~same & ((grid - weight).abs() > 0) & at_ends(layer, weight))
     assert torch.equal(rounders[0].v >= 0, rounders[0].share() >= 0.5)
     penalty = RoundingPenalty(steps=steps)
     fit(
-        [ParamGroup([rounders[0].v])], loss, batches, FitConfig(lr=rate, steps=steps, undo_worse=False), FitStage("t", FitLog()),
+        [ParamGroup([rounders[0].v])],
+        loss,
+        batches,
+        FitConfig(lr=rate, steps=steps, undo_worse=False),
+        FitStage("t", FitLog()),
         lambda step: penalty([r.share() for r in rounders], step),
-    )  # fmt: skip
+    )
     share = rounders[0].share()
     assert float((torch.minimum(share, 1 - share) < 0.01).float().mean()) > 0.99
     with torch.no_grad():
@@ -250,7 +264,8 @@ def test_adaround_hardens_and_beats_nearest_rounding():
     assert hard == pytest.approx(soft, rel=0.01)
     assert hard < nearest
     assert not parametrize.is_parametrized(layer)
-    # Each weight went to the grid point below or above, and the weight quantizer reproduces it exactly.
+    # Each weight went to the grid point below or above, and the weight quantizer reproduces it
+    # exactly.
     steps = (layer.weight - weight).abs() / scale
     clamped = (grid - weight).abs() > 0.501 * scale
     assert (steps <= 1 + 1e-4)[~clamped].all()
@@ -259,7 +274,10 @@ def test_adaround_hardens_and_beats_nearest_rounding():
 
 @pytest.mark.parametrize("rate", [1e-2, 10.0])
 def test_rounding_ends_with_the_loss_it_logs(rate, tiny, tiny_batches, monkeypatch):
-    """What counts is the hard weight, so it is measured again, from outside, on units kept and undone."""
+    """What counts is the hard weight, so it is measured again, from outside.
+
+    On units kept and undone.
+    """
     import passionsr.baselines.qdiffusion as module
 
     original, undone, made = QDiffusion._round, [], []
@@ -362,7 +380,10 @@ def test_qalora_vectors(shared, name, base):
 
 @pytest.mark.parametrize("name", ["ed_qalora_linear_b4", "ed_qalora_conv_b4"])
 def test_qalora_gradients(shared, name):
-    """A, B and the activation step as official; the shared weight step as the reference sum of both."""
+    """A, B and the activation step as official.
+
+    The shared weight step as the reference sum of both.
+    """
     v = load(shared, name)
     layer, lora = qalora_layer(v, True)
     with torch.no_grad():
@@ -383,9 +404,11 @@ def test_efficientdm_native_leaves_layers_float(tiny, tiny_batches):
     model, _, report = quantize_model(method, tiny, W4A4, "UV", tiny_batches)
     floats = {r.name for r in report if r.weight_bits is None}
     assert floats == {
-        n for n, m in tiny.named_modules()
-        if isinstance(m, (nn.Conv2d, nn.Linear)) and n.endswith((".conv_shortcut", ".downsamplers.0.conv"))
-    }  # fmt: skip
+        n
+        for n, m in tiny.named_modules()
+        if isinstance(m, (nn.Conv2d, nn.Linear))
+        and n.endswith((".conv_shortcut", ".downsamplers.0.conv"))
+    }
     for name in floats:
         assert torch.equal(model.get_submodule(name).weight, tiny.get_submodule(name).weight)
     eight = {r.name for r in report if r.weight_bits == 8}
@@ -437,7 +460,10 @@ def test_lsq_steps_stay_without_learning_rate(tiny, tiny_batches):
 
 
 def test_sgd_steps_have_the_gradient_scale(tiny, tiny_batches, monkeypatch):
-    """LSQ Sec. 2.2: g of every quantizer, N counted by hand for some; SGD's step is lr g times the gradient."""
+    """LSQ Sec. 2.2: g of every quantizer, N counted by hand for some.
+
+    SGD's step is lr g times the gradient.
+    """
     import passionsr.baselines.lsq as module
 
     captured = []
@@ -471,7 +497,10 @@ def test_sgd_with_momentum():
 
 
 def test_canonical_softmax_step_clips_almost_everything(tiny, tiny_batches):
-    """docs/methods.md#lsq: rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum."""
+    """docs/methods.md#lsq.
+
+    Rows of P sum to 1, so Qp s = 2 sqrt(Qp) / tokens, at 4096 tokens far below the maximum.
+    """
     tops = {}
     for init in ("paper", "minmax_p"):
         method = LSQ(epochs=0, lsq_init=init)

@@ -40,7 +40,8 @@ FAST = {
 }
 
 
-# What the fits of a class may learn, by the ends of parameter names; anything else must keep its bits.
+# What the fits of a class may learn, by the ends of parameter names; anything else must keep its
+# bits.
 LEARNT = {
     "passionsr.baselines.minmax:MinMax": (),
     "passionsr.baselines.ptq4dm:PTQ4DM": (),
@@ -64,7 +65,8 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-# A method with one released switch each: its class goes through everything below without it, so half of the cases will do.
+# A method with one released switch each: its class goes through everything below without it, so
+# half of the cases will do.
 SWITCHES = [n for n, entry in METHODS.items() if entry.ablation == "released"]
 OTHERS = [n for n in METHODS if n not in SWITCHES]
 
@@ -118,7 +120,8 @@ def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
         assert not torch.equal(expected, tiny(image))
 
 
-# What papers and released code do that no row of config/methods.yaml has: (method, options, whose it is).
+# What papers and released code do that no row of config/methods.yaml has: (method, options, whose
+# it is).
 VARIANTS = [
     ("lsq", {"exceptions": "native"}, "LSQ: first and last layer at 8 bits"),
     ("lsq", {"lsq_init": "paper", "per_channel": False}, "LSQ: one step per layer, Sec. 2.1"),
@@ -180,7 +183,10 @@ def default_state(tiny, tiny_batches):
 def test_every_option_counts_and_is_saved(
     name, options, variant, default_state, tiny, tiny_batches, tmp_path
 ):
-    """An option changes the artifact, and what it makes survives saving: the first forward is the one before."""
+    """An option changes the artifact, and what it makes survives saving.
+
+    The first forward is the one before.
+    """
     method = build(name, **options)
     model, log, _ = quantize_model(method, tiny, Scheme.parse("W6A6"), "UV", tiny_batches)
     assert not same(model.state_dict(), default_state(name))
@@ -195,7 +201,10 @@ def test_every_option_counts_and_is_saved(
 
 
 def watch(method, tiny, batches, monkeypatch, around):
-    """Calibrate at W4A4 UV with around(prepared, call, groups, loss, batches, config, ...) for every fit."""
+    """Calibrate at W4A4 UV with around(prepared, call, groups, loss, batches, config.
+
+    ...) for every fit.
+    """
     module = sys.modules[type(method).__module__]
     prepared, _ = method.prepare(tiny, Scheme.parse("W4A4"), "UV")
     if hasattr(module, "fit"):
@@ -205,7 +214,10 @@ def watch(method, tiny, batches, monkeypatch, around):
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_only_what_is_learnt_moves(name, tiny, tiny_batches, monkeypatch):
-    """In every fit its own parameters move and nothing else; the float weights and biases are never among them."""
+    """In every fit its own parameters move and nothing else.
+
+    The float weights and biases are never among them.
+    """
     target = METHODS[name].target
     moved = set()
 
@@ -403,7 +415,9 @@ def test_stage_isolation(options, stages, tiny, tiny_batches, monkeypatch):
 
 @pytest.mark.parametrize("scheme", ["W8A8", "W4A4"])
 def test_a_step_in_levels(scheme, tiny, tiny_batches):
-    """Adam's first step is its step size, whatever the gradient: with lr_unit "level" the same number of levels at any bits.
+    """Adam's first step is its step size, whatever the gradient.
+
+    With lr_unit "level" the same number of levels at any bits.
 
     1e-3: float32 bounds of a few units, moved by 1e-3 of them at 8 bits.
     """
@@ -432,7 +446,10 @@ def test_a_step_in_levels(scheme, tiny, tiny_batches):
 
 
 def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):
-    """Paper 3.4.1: with LBQ's steps at zero the final bounds are the min / max under the final LET."""
+    """Paper 3.4.1.
+
+    With LBQ's steps at zero the final bounds are the min / max under the final LET.
+    """
     method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0)
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "UV")
     method.calibrate(prepared, tiny_batches, "UV", NoCheckpoints())
@@ -445,7 +462,10 @@ def test_ranges_are_estimated_again_between_let_and_lbq(tiny, tiny_batches):
 
 
 def test_released_re_initialisation_by_sample(tiny, tiny_batches):
-    """The U script: what is left after a LET stage are the extremes of the last sample under the final LET."""
+    """The U script.
+
+    What is left after a LET stage are the extremes of the last sample under the final LET.
+    """
     method = PassionSR(epochs=1, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let="sample")
     prepared, _ = method.prepare(tiny, Scheme.parse("W8A8"), "U")
     method.calibrate(prepared, tiny_batches, "U", NoCheckpoints())
@@ -458,7 +478,10 @@ def test_released_re_initialisation_by_sample(tiny, tiny_batches):
 
 
 def test_released_script_keeps_its_ranges_after_let(tiny, tiny_batches):
-    """lbq_reinit_after_let=False: with LBQ's steps at zero the bounds are those from before LET was trained."""
+    """lbq_reinit_after_let=False.
+
+    With LBQ's steps at zero the bounds are those from before LET was trained.
+    """
     found = []
     for epochs in (0, 1):
         method = PassionSR(epochs=epochs, let_lr=1e-2, lbq_lr=0.0, lbq_reinit_after_let=False)
@@ -470,7 +493,10 @@ def test_released_script_keeps_its_ranges_after_let(tiny, tiny_batches):
 
 
 def test_released_ranges_are_those_of_the_first_batch_and_its_scales(tiny, tiny_batches):
-    """8.6.4: layers keep the ranges of batch one under its s, s drifts on; attention has the EMA of every batch."""
+    """8.6.4: layers keep the ranges of batch one under its s, s drifts on.
+
+    Attention has the EMA of every batch.
+    """
     official, _ = PassionSR(act_range_init="official").prepare(tiny, Scheme.parse("W8A8"), "U")
     right, _ = PassionSR().prepare(tiny, Scheme.parse("W8A8"), "U")
     for model, mode in ((official, "official"), (right, "ema")):
@@ -533,7 +559,10 @@ def layers_of(model):
 
 
 def test_prepared_passionsr_is_equivalent_without_quantizers(tiny, tiny_batches):
-    """LET of every layer and attention, random s and o: the whole model's output stays (float64, 1e-8)."""
+    """LET of every layer and attention, random s and o.
+
+    The whole model's output stays (float64, 1e-8).
+    """
     from passionsr.quantization.modules import as_float
 
     model = copy.deepcopy(tiny).double()
@@ -610,7 +639,9 @@ def test_fit_refuses_a_loss_that_is_not_finite():
 
 
 def test_fit_gradients_do_not_accumulate():
-    """The released loops zero gradients once per epoch; with SGD-like equal gradients Adam would hide it,
+    """The released loops zero gradients once per epoch.
+
+    With SGD-like equal gradients Adam would hide it,
     so the gradients themselves are watched."""
     a = torch.nn.Parameter(torch.zeros(1))
     seen = []

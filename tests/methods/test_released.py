@@ -51,7 +51,10 @@ def relative(got, want):
 
 @pytest.mark.parametrize("name", LBQ)
 def test_stale_zero_point_vectors(shared, name):
-    """First forward after the bounds moved (zero point of the old scale), then the second: outputs and gradients."""
+    """First forward after the bounds moved (zero point of the old scale), then the second.
+
+    Outputs and gradients.
+    """
     v = load(shared, name)
     levels = 2 ** int(v["bits"]) - 1
     for call, previous in (
@@ -101,7 +104,10 @@ def chain_of_operations(x, lower, upper, levels, previous):
 @pytest.mark.parametrize("bounds", [(), (6, 1, 1, 1), (1, 4, 1, 1), (6, 4, 9, 9)])
 @pytest.mark.parametrize("width", [0.0, 1.0])
 def test_stale_gradients_are_the_chains(bounds, width, learned):
-    """To the bit; a range without width, whose floor stops the scale's gradient; a range for each value."""
+    """To the bit; a range without width, whose floor stops the scale's gradient.
+
+    A range for each value.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(6, 4, 9, 9, generator=generator)
     grad = torch.randn(x.shape, generator=generator)
@@ -174,7 +180,10 @@ def test_gradients_add_up_over_an_epoch():
 
 
 def state_with(options, tiny, batches):
-    """Of a model calibrated so that every switch can show: some do if the offset has moved, or in the second epoch."""
+    """Of a model calibrated so that every switch can show.
+
+    Some do if the offset has moved, or in the second epoch.
+    """
     method = PassionSR(**{**FAST, "epochs": 2, "let_lr": 1e-2, "undo_worse": False}, **options)
     model, _, _ = quantize_model(method, tiny, W6A6, "UV", batches)
     return model.state_dict()
@@ -230,7 +239,10 @@ def test_each_part_is_used_where_it_belongs(tiny):
 
 
 def test_an_artifact_names_its_parts(tiny, batches, tmp_path):
-    """Nothing but this package's parts is imported for an artifact, whatever its scheme.json says."""
+    """Nothing but this package's parts is imported for an artifact.
+
+    Whatever its scheme.json says.
+    """
     method = PassionSR(quantize_bias="official", epochs=0)
     model, _, _ = quantize_model(method, tiny, W6A6, "U", batches)
     save_quantized(model, tmp_path, {})

@@ -36,7 +36,10 @@ def photo(seed=0, size=128):
 
 
 def test_psnr_of_y_against_its_formula(suite):
-    """methods.md 9: Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, not rounded; 1e-4 dB for float32."""
+    """methods.md 9: Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, not rounded.
+
+    1e-4 dB for float32.
+    """
     a, b = photo(0), photo(1)
     weights = np.array([65.481, 128.553, 24.966]) / 255
     mse = ((((a / 255) @ weights) - ((b / 255) @ weights)) ** 2).mean()
@@ -46,7 +49,8 @@ def test_psnr_of_y_against_its_formula(suite):
 def test_ssim_against_skimage(suite):
     """An independent SSIM on the rounded Y channel; 11 x 11 Gaussian, valid region only: 1e-4.
 
-    skimage averages without pyiqa's clipping of negative structure, which does not occur in this pair.
+    skimage averages without pyiqa's clipping of negative structure, which does not occur in this
+    pair.
     """
     from skimage.metrics import structural_similarity
 
@@ -107,7 +111,10 @@ def test_every_metric_has_a_direction_that_holds(suite):
 
 
 def test_hub_metrics_say_why_and_how(monkeypatch, tmp_path):
-    """Out of reach: None in the scores, a reason that names the file, and the others still scored."""
+    """Out of reach.
+
+    None in the scores, a reason that names the file, and the others still scored.
+    """
     monkeypatch.setattr(metric_weights, "hub_is_reachable", lambda: False)
     reason = unavailable_reason("musiq", tmp_path)
     assert "musiq_koniq_ckpt-e95806b9.pth is missing" in reason
@@ -142,7 +149,10 @@ def test_only_arrays_are_unpickled():
 
 
 def test_two_that_start_together_make_the_weights_once(tmp_path, monkeypatch):
-    """Files of two conversions differ (times and names are in them): a manifest of one and files of the other is damage."""
+    """Files of two conversions differ (times and names are in them).
+
+    A manifest of one and files of the other is damage.
+    """
     made = []
 
     def convert(folder, hub):
@@ -182,17 +192,24 @@ def test_unreachable_registry_is_one_clear_error(tmp_path, monkeypatch):
 
 # Means of OSEDiff's release on the 100 crops, and how far the mean may be off (issue 2, section 5).
 PUBLISHED_MEANS = {
-    "psnr": (25.1511, 1e-4), "ssim": (0.7341, 1e-4), "lpips": (0.2921, 1e-4), "niqe": (5.6476, 1e-3),
-}  # fmt: skip
+    "psnr": (25.1511, 1e-4),
+    "ssim": (0.7341, 1e-4),
+    "lpips": (0.2921, 1e-4),
+    "niqe": (5.6476, 1e-3),
+}
 # Per image, methods.md 9: PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4.
 PER_IMAGE = {"psnr": 1e-3, "ssim": 1e-5, "lpips": 1e-4, "dists": 1e-4}
-# Ten seconds an image; `config/realsr-local.yaml` scores all 100, and its parity table says how far they are off.
+# Ten seconds an image; `config/realsr-local.yaml` scores all 100, and its parity table says how far
+# they are off.
 DISTS_EVERY = 5
 
 
 @contextlib.contextmanager
 def tf32_convolutions():
-    """Round inputs and weights of convolutions to TF32's 10 mantissa bits, as cuDNN does by default."""
+    """Round inputs and weights of convolutions to TF32's 10 mantissa bits.
+
+    As cuDNN does by default.
+    """
 
     def rounded(x):
         bits = x.contiguous().view(torch.int32)
@@ -207,12 +224,14 @@ def tf32_convolutions():
 
 
 def test_osediff_scores_are_reproduced(shared, suite):
-    """The 100 published rows, image by image, from OSEDiff's own outputs; DISTS, 10 s an image, of every fifth.
+    """The 100 published rows, image by image, from OSEDiff's own outputs.
 
-    The published LPIPS and DISTS were computed on a GPU with TF32 convolutions: a few images are up to 3e-4
-    away from float32. Each of those must come within 1e-4 when the same rounding is applied here.
-    NIQE picks its shape parameters from a grid, where float noise flips a choice now and then: 5e-3 relative
-    per image, and at most 5 of 100 images beyond 1e-3.
+    DISTS, 10 s an image, of every fifth.
+
+    The published LPIPS and DISTS were computed on a GPU with TF32 convolutions: a few images are up
+    to 3e-4 away from float32. Each of those must come within 1e-4 when the same rounding is applied
+    here. NIQE picks its shape parameters from a grid, where float noise flips a choice now and
+    then: 5e-3 relative per image, and at most 5 of 100 images beyond 1e-3.
     """
     folder = shared / "datasets" / "realsr_val_crop128"
     with (shared / "published" / "osediff_realsr_per_image.csv").open() as stream:
@@ -249,7 +268,10 @@ def test_osediff_scores_are_reproduced(shared, suite):
 
 
 def test_sizes_are_brought_to_the_smallest_only_when_asked(suite):
-    """Bilinear without antialiasing, as measure.py: against torch on the float image; equal sizes stay as they are."""
+    """Bilinear without antialiasing, as measure.py: against torch on the float image.
+
+    Equal sizes stay as they are.
+    """
     sr, hr = photo(0, 128), photo(1, 136)
     resized = torch.nn.functional.interpolate(
         to_tensor(hr), (128, 128), mode="bilinear", antialias=False

@@ -1,12 +1,27 @@
-"""Checkpoints in osediff.pkl's layout, random, made from a model's own layer names (methods.md 1.2)."""
+"""Checkpoints in osediff.pkl's layout, random.
+
+Made from a model's own layer names (methods.md 1.2).
+"""
 
 import torch
 from torch import nn
 
 PATTERNS = (
-    "to_k", "to_q", "to_v", "to_out.0", "conv", "conv1", "conv2", "conv_in", "conv_shortcut", "conv_out",
-    "proj_out", "proj_in", "ff.net.2", "ff.net.0.proj",
-)  # fmt: skip
+    "to_k",
+    "to_q",
+    "to_v",
+    "to_out.0",
+    "conv",
+    "conv1",
+    "conv2",
+    "conv_in",
+    "conv_shortcut",
+    "conv_out",
+    "proj_out",
+    "proj_in",
+    "ff.net.2",
+    "ff.net.0.proj",
+)
 
 
 def unet_lists(unet):
@@ -28,7 +43,10 @@ def unet_lists(unet):
 
 
 def vae_list(vae):
-    """Every layer of the encoder and quant_conv; names stand there more than once, as in the real file."""
+    """Every layer of the encoder and quant_conv.
+
+    Names stand there more than once, as in the real file.
+    """
     names = [
         n
         for n, m in vae.named_modules()
@@ -38,7 +56,10 @@ def vae_list(vae):
 
 
 def lora(module, name, adapter, rank, generator):
-    """lora_A and lora_B of one layer, sized so that the update is visible but does not swamp the weight."""
+    """lora_A and lora_B of one layer.
+
+    Sized so that the update is visible but does not swamp the weight.
+    """
     shape = module.weight.shape
     ones = (1,) * (len(shape) - 2)
     sizes = {"A": (rank, *shape[1:]), "B": (shape[0], rank, *ones)}
@@ -77,7 +98,10 @@ def make_checkpoint(vae, unet, rank=4, seed=0, older=False):
 
 
 def unmerged(root, state, replaced, alpha=8):
-    """Hooks that add scaling * B(A(x)) beside each layer, as peft computes it; replaced parameters are set."""
+    """Hooks that add scaling * B(A(x)) beside each layer, as peft computes it.
+
+    Replaced parameters are set.
+    """
     parameters = dict(root.named_parameters())
     for name, value in replaced.items():
         parameters[name].data = value.clone()

@@ -47,7 +47,10 @@ def test_size_and_structure(model):
 
 
 def test_quality_against_bicubic(outputs):
-    """Issue 2: LPIPS at most 0.70 x bicubic's, PSNR-Y not more than 1.5 dB under it (means over the crops)."""
+    """Issue 2.
+
+    LPIPS at most 0.70 x bicubic's, PSNR-Y not more than 1.5 dB under it (means over the crops).
+    """
     suite = MetricSuite(["psnr", "lpips"])
     ours = [suite.score(sr, hr) for hr, _, sr in outputs]
     bicubic = [suite.score(up, hr) for hr, up, _ in outputs]
@@ -60,10 +63,14 @@ def test_quality_against_bicubic(outputs):
 
 
 def test_no_colour_shift(outputs):
-    """Against bicubic's: channel means within 1.5 of 255 on average over crops, 5 on the worst crop; and locally the
-    chroma of 32 px blocks, which a global mean cannot hide, within 3 on average and 15 in 99 of 100 blocks.
+    """Against bicubic's.
 
-    The weights are at 0.9, 4.4, 2.4 and 11.7; earlier ones that painted a red motorcycle orange at 3.6, 9.8, 7.5 and 39.
+    Channel means within 1.5 of 255 on average over crops, 5 on the worst crop; and locally the
+    chroma of 32 px blocks, which a global mean cannot hide, within 3 on average and 15 in 99 of 100
+    blocks.
+
+    The weights are at 0.9, 4.4, 2.4 and 11.7; earlier ones that painted a red motorcycle orange at
+    3.6, 9.8, 7.5 and 39.
     """
     shifts = np.array([(sr.mean((0, 1)) - up.mean((0, 1))) for _, up, sr in outputs])
     assert np.abs(shifts).max() <= 5
@@ -92,7 +99,9 @@ def test_no_checkerboard(outputs):
 
 
 def test_difficulty(model):
-    """Issue 2: plain MinMax, PSNR to the float output: W8A8 > W6A6 > W4A4 on the UNet, W6A6 at most 35 dB;
+    """Issue 2: plain MinMax, PSNR to the float output.
+
+    W8A8 > W6A6 > W4A4 on the UNet, W6A6 at most 35 dB;
     UV W4A4 visibly broken (below 20 dB)."""
     calibration = read_list("config/mini_calibration.tsv")[::5]
     images = [to_tensor(upscale(make_pair(c, Path("config"), 4)[1], 4)) for c in calibration]

@@ -22,7 +22,10 @@ def test_constants_of_the_schedule(tiny):
 
 
 def test_x0_equals_diffusers_one_step(tiny):
-    """The closed form against DDPMScheduler's own x0 prediction (float32: 1e-4 of values near 15)."""
+    """The closed form against DDPMScheduler's own x0 prediction (float32.
+
+    1e-4 of values near 15).
+    """
     from diffusers import DDPMScheduler
 
     scheduler = DDPMScheduler(
@@ -35,7 +38,10 @@ def test_x0_equals_diffusers_one_step(tiny):
 
 
 def test_x0_vector(shared, tiny):
-    """The official closed form; 1e-5 relative (float64 schedule, tolerance of the vectors' README)."""
+    """The official closed form.
+
+    1e-5 relative (float64 schedule, tolerance of the vectors' README).
+    """
     case = np.load(shared / "vectors" / "x0_t999.npz")
     z, eps = torch.tensor(case["z"]).double(), torch.tensor(case["eps_in"]).double()
     expected = torch.tensor(case["ref_x0"])

@@ -1,4 +1,7 @@
-"""SD2.1-base + osediff.pkl -> a model folder: files of the true layout, tiny; counts at full size."""
+"""SD2.1-base + osediff.pkl -> a model folder: files of the true layout, tiny.
+
+Counts at full size.
+"""
 
 import copy
 import os
@@ -58,7 +61,9 @@ def test_merged_equals_unmerged(older, place, tiny):
     assert main(command(place)) == 0
     model = load_model(place / "model")
     expected = copy.deepcopy(tiny)
-    parts = ("unet_state_dict", "vae_state_dict") if older else ("state_dict_unet", "state_dict_vae")  # fmt: skip
+    parts = (
+        ("unet_state_dict", "vae_state_dict") if older else ("state_dict_unet", "state_dict_vae")
+    )
     unet, vae = (checkpoint[p] for p in parts)
     base = {k.replace(".base_layer", ""): v for k, v in unet.items() if "base_layer" in k}
     unmerged(expected.unet, unet, base)
@@ -89,7 +94,10 @@ def test_lora_vectors(case, shared):
 
 
 def test_full_size_counts_and_merge(tmp_path):
-    """258 + 32 layers at true sizes: the file is real, the base's weights are meta tensors (names and shapes only)."""
+    """258 + 32 layers at true sizes.
+
+    The file is real, the base's weights are meta tensors (names and shapes only).
+    """
     model = sd21_model()
     lists = unet_lists(model.unet)
     assert [len(lists[k]) for k in ("encoder", "decoder", "others")] == [94, 148, 16]
@@ -232,14 +240,22 @@ CASES = {
         [],
         "holds NaN or infinite values",
     ),
-    "no base": (lambda p: shutil.rmtree(p / "base"), [], "base: folder not found; give --base a local folder"),
+    "no base": (
+        lambda p: shutil.rmtree(p / "base"),
+        [],
+        "base: folder not found; give --base a local folder",
+    ),
     "base without unet": (
         lambda p: shutil.rmtree(p / "base" / "unet"),
         [],
         "config.json is missing",
     ),
     "damaged base": (damaged_base, [], "unet: cannot be loaded"),
-    "foreign base": (foreign_base, [], "1 tensors are missing and 0 are unknown (first: quant_conv.bias)"),
+    "foreign base": (
+        foreign_base,
+        [],
+        "1 tensors are missing and 0 are unknown (first: quant_conv.bias)",
+    ),
     "v prediction": (v_prediction, [], "prediction_type is v_prediction, expected epsilon"),
     "wrong context": (
         lambda p: torch.save(torch.zeros(1, 5, 9), p / "context.pt"),
@@ -248,7 +264,7 @@ CASES = {
     ),
     "no prompt branch": (NOTHING, ["--entry", "osediff"], "the prompt branch is absent"),
     "output exists": (lambda p: (p / "model").mkdir(), [], "model is there already"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES, ids=[k.replace(" ", "-") for k in CASES])
@@ -264,7 +280,10 @@ def test_bad_input_is_refused_in_one_line(case, place, capsys):
 
 
 def test_good_input(place, capsys):
-    """So that the cases above fail for their stated reason; and the folder is an ordinary model folder."""
+    """So that the cases above fail for their stated reason.
+
+    And the folder is an ordinary model folder.
+    """
     digest = sha256_file(place / "osediff.pkl")
     assert main(command(place, "--sha256", digest)) == 0
     assert torch.equal(load_model(place / "model").context, read_context(place / "context.pt"))
@@ -317,9 +336,17 @@ def text_branch(folder):
 
     torch.manual_seed(0)
     config = CLIPTextConfig(
-        vocab_size=8, hidden_size=8, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2,
-        max_position_embeddings=5, projection_dim=8, bos_token_id=0, eos_token_id=1, pad_token_id=1,
-    )  # fmt: skip
+        vocab_size=8,
+        hidden_size=8,
+        intermediate_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=5,
+        projection_dim=8,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=1,
+    )
     CLIPTextModel(config).save_pretrained(folder / "text_encoder")
     tokenizer = folder / "tokenizer"
     tokenizer.mkdir()
@@ -335,7 +362,10 @@ def text_branch(folder):
 
 
 def test_prompted_entry(place, tmp_path, capsys):
-    """Context from the text encoder; a prompt changes the output; without the branch one line says what to do."""
+    """Context from the text encoder; a prompt changes the output.
+
+    Without the branch one line says what to do.
+    """
     import numpy as np
 
     from passionsr.data.images import read_uint8, write_uint8
@@ -348,7 +378,13 @@ def test_prompted_entry(place, tmp_path, capsys):
     model = load_model(place / "model")
     assert torch.equal(model.context, embed_prompt(place / "model", ""))
     write_uint8(tmp_path / "lr.png", np.full((8, 8, 3), 90, np.uint8))
-    upscale = ["upscale", str(tmp_path / "lr.png"), str(tmp_path / "sr.png"), "--model", str(place / "model")]  # fmt: skip
+    upscale = [
+        "upscale",
+        str(tmp_path / "lr.png"),
+        str(tmp_path / "sr.png"),
+        "--model",
+        str(place / "model"),
+    ]
     results = []
     for prompt in ([], ["--prompt", ""], ["--prompt", "cat"]):
         assert main([*upscale, *prompt]) == 0

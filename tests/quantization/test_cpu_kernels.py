@@ -1,4 +1,7 @@
-"""The numba loops against the chain of torch operations, which is their oracle and serves every other device and type."""
+"""The numba loops against the chain of torch operations.
+
+Which is their oracle and serves every other device and type.
+"""
 
 import subprocess
 import sys
@@ -63,8 +66,9 @@ def random(shape, dtype, seed):
     return torch.randn(shape, dtype=torch.float64, generator=generator).to(dtype)
 
 
-# Values and the gradient of x are one result per value: no tolerance. Bound gradients are sums of up to 10,000 terms
-# in another order: 1e-4 in float32 and 1e-10 in float64 bound the difference amply.
+# Values and the gradient of x are one result per value: no tolerance. Bound gradients are sums of
+# up to 10,000 terms in another order: 1e-4 in float32 and 1e-10 in float64 bound the difference
+# amply.
 @pytest.mark.parametrize("clipping", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
@@ -97,7 +101,10 @@ def test_many_levels(monkeypatch, bits):
 
 @pytest.mark.parametrize("layout", ["split tokens' channels, many", "split map, large"])
 def test_a_small_group_beside_a_large_one(monkeypatch, layout):
-    """Sums of one group must not lose their digits to the other's: 1e-4 of each gradient's own size (float32 sums)."""
+    """Sums of one group must not lose their digits to the other's.
+
+    1e-4 of each gradient's own size (float32 sums).
+    """
     shape, options, _ = LAYOUTS[layout]
     x, grad = (random(shape, torch.float32, seed) for seed in (0, 1))
     channels = grad.movedim(options.get("channel_axis", 1), -1)
@@ -115,7 +122,10 @@ def test_a_small_group_beside_a_large_one(monkeypatch, layout):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("form", FORMS)
 def test_factors_are_as_the_product(form, dtype, learned):
-    """Q(x f) in one pass over x, and Q of the product: rows of 77, which do not divide a block of sums."""
+    """Q(x f) in one pass over x, and Q of the product.
+
+    Rows of 77, which do not divide a block of sums.
+    """
     x, grad = (random((2, 3, 40, 77), dtype, seed) for seed in (0, 1))
     factors = random((77,), dtype, 2).abs() + 0.5
     quantizer = quantizer_of("tensor", form, dtype)
@@ -185,7 +195,10 @@ def test_a_range_per_row_has_no_leading_dimensions():
 # From here on 1e-6, relative: single roundings of float32 in formulas of a few terms.
 @pytest.mark.parametrize("form", FORMS)
 def test_ties_bounds_and_what_is_not_finite(monkeypatch, form):
-    """Halves between codes, the bounds themselves, zeros of both signs, infinities; NaN stays NaN."""
+    """Halves between codes, the bounds themselves, zeros of both signs, infinities.
+
+    NaN stays NaN.
+    """
     quantizer = quantizer_of("tensor", form, torch.float32)
     quantizer.set_bounds(torch.tensor([-4.0]), torch.tensor([11.0]))
     x = torch.tensor([-4.0, -3.5, -2.5, -0.5, -0.0, 0.0, 0.5, 1.5, 10.5, 11.0, 11.5, -4.5])
@@ -257,7 +270,8 @@ def test_nothing_needs_a_folder_to_write_to():
     """A read-only installation without a home compiles in memory."""
     code = (
         "import numba.core.caching as caching\n"
-        "caching.CompileResultCacheImpl._locator_classes = []  # as where no folder can be written to\n"
+        "caching.CompileResultCacheImpl._locator_classes = []  # as where no folder can be "
+        "written to\n"
         "import torch\n"
         "from passionsr.quantization.quantizer import Quantizer\n"
         "from passionsr.quantization.spec import QuantSpec\n"
@@ -291,12 +305,19 @@ def test_a_damaged_cache_costs_time_only(monkeypatch):
 
 
 def test_every_variant_has_its_own_cache_file():
-    """Numba numbers the variants of one file without a lock: two processes could swap two of them."""
+    """Numba numbers the variants of one file without a lock.
+
+    Two processes could swap two of them.
+    """
     kernels = [
         f(dtype, kind, *rest)
         for dtype in (torch.float32, torch.float64)
         for kind in set(cpu_kernels.KINDS.values())
-        for f, rest in ((cpu_kernels.forward_of, ()), (cpu_kernels.backward_of, (True,)), (cpu_kernels.backward_of, (False,)))
-    ]  # fmt: skip
+        for f, rest in (
+            (cpu_kernels.forward_of, ()),
+            (cpu_kernels.backward_of, (True,)),
+            (cpu_kernels.backward_of, (False,)),
+        )
+    ]
     names = [kernel._cache._impl.filename_base for kernel in kernels]
     assert len(set(names)) == len(names)

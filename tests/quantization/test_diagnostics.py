@@ -22,7 +22,8 @@ def test_size_counts_bits_of_codes_and_everything_else_in_full(tiny, tiny_batche
         codes[bits] = sum(m.weight_codes.numel() * m.config.weight_bits for m in layers)
     # Only the codes differ between the two.
     assert sizes[8] - sizes[4] == (codes[8] - codes[4]) // 8
-    # By hand for W8A8: a byte per weight, 4 bytes per bias and norm parameter, two bounds per channel and layer.
+    # By hand for W8A8: a byte per weight, 4 bytes per bias and norm parameter, two bounds per
+    # channel and layer.
     layers = match_layers(tiny, "UV")
     weights = sum(m.weight.numel() for _, m in layers)
     biases = sum(m.bias.numel() for _, m in layers if m.bias is not None)

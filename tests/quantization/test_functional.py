@@ -1,4 +1,7 @@
-"""The fake-quantize function against hand numbers, torch's own operator and the official vectors."""
+"""The fake-quantize function against hand numbers.
+
+Torch's own operator and the official vectors.
+"""
 
 import numpy as np
 import pytest
@@ -38,8 +41,8 @@ def test_grid_is_reproduced_and_idempotent(form, bits):
     assert len(once.unique()) <= n + 1
     inside = (x >= lower) & (x <= upper)
     step = (upper - lower) / n
-    # real_offset's grid ends at both bounds: half a step. A rounded zero point shifts the grid by up to
-    # half a step, so a bound can be a whole step away.
+    # real_offset's grid ends at both bounds: half a step. A rounded zero point shifts the grid by
+    # up to half a step, so a bound can be a whole step away.
     limit = step / 2 if form is Form.REAL_OFFSET else step
     assert ((once - x)[inside].abs() <= limit + 1e-12).all()
 
@@ -80,7 +83,10 @@ VECTORS = [
 @pytest.mark.parametrize("name", VECTORS)
 @pytest.mark.parametrize("form", [Form.REAL_OFFSET, Form.INT_ZP], ids=lambda f: f.value)
 def test_lbq_vectors(shared, name, form):
-    """Codes exactly; outputs and gradients to 1e-10 in float64 (tolerance of the vectors' README)."""
+    """Codes exactly.
+
+    Outputs and gradients to 1e-10 in float64 (tolerance of the vectors' README).
+    """
     case = np.load(shared / "vectors" / f"{name}.npz")
     x = torch.tensor(case["x"], requires_grad=True)
     lower = torch.tensor(case["x_min"], requires_grad=True)
@@ -128,7 +134,10 @@ def test_ema_vector(shared):
 )
 @pytest.mark.parametrize("bits", [4, 8])
 def test_gradient_table(form, stale, bits):
-    """docs/methods.md#learned-bounds, written out, on 5000 samples of which a third is clipped; float64, 1e-9."""
+    """docs/methods.md#learned-bounds, written out, on 5000 samples of which a third is clipped.
+
+    Float64, 1e-9.
+    """
     generator = torch.Generator().manual_seed(bits)
     x = 1.5 * torch.randn(5000, dtype=torch.float64, generator=generator)
     upstream = torch.randn(5000, dtype=torch.float64, generator=generator)
@@ -192,7 +201,10 @@ def test_finite_differences_outside():
 
 
 def test_gradient_reaches_elements_exactly_at_the_bound():
-    """torch >= 2.14 gives clamp a zero gradient at its bound; codes 0 and n sit there after rounding."""
+    """torch >= 2.14 gives clamp a zero gradient at its bound.
+
+    Codes 0 and n sit there after rounding.
+    """
     # LSQ counts the bounds themselves as clipped, by its own definition (LSQ Eq. 3).
     for form in [f for f in FORMS if f is not Form.LSQ]:
         x = torch.tensor([0.0, 1.0, 3.0], requires_grad=True)

@@ -104,7 +104,8 @@ FREEZABLE = [(k, False) for k in LAYERS] + [
 def test_freezing_keeps_the_output(kind, let):
     """Codes dequantize by the very arithmetic of the training forward: equal bits without LET.
 
-    With LET the border response may be summed in another order on the fixed map: 1e-12 relative (float64).
+    With LET the border response may be summed in another order on the fixed map: 1e-12 relative
+    (float64).
     """
     _, quantized, x = make(kind, let=let, split=2, quantize_bias=True, weight_bits=6, act_bits=6)
     quantized.init_weights()
@@ -122,7 +123,10 @@ def test_freezing_keeps_the_output(kind, let):
 
 
 def test_frozen_border_map_refuses_smaller_feature_maps():
-    """2 x 2 is borders without an interior, which the frozen map has; a single row sees both paddings at once."""
+    """2 x 2 is borders without an interior, which the frozen map has.
+
+    A single row sees both paddings at once.
+    """
     _, quantized, x = make("conv3x3-smaller-than-border-map", let=True)
     before = quantized(x)
     quantized.freeze()
@@ -215,7 +219,10 @@ def test_attention_probabilities_come_from_quantized_q_and_k():
 @pytest.mark.parametrize("piece", [100, 1000, 7 * 7 * 3])
 @pytest.mark.parametrize("let", [False, True])
 def test_attention_in_pieces_is_attention(monkeypatch, piece, let):
-    """The same values and gradients, products and sums in another order (float64: 1e-9 is ample)."""
+    """The same values and gradients, products and sums in another order (float64.
+
+    1e-9 is ample).
+    """
     _, quantized, processor, x, _ = attention_pair(cross=False, let=let)
     if let:
         with torch.no_grad():

@@ -1,4 +1,7 @@
-"""LET layers and attention scales against the official classes' own numbers (vectors, sections 2 and 3)."""
+"""LET layers and attention scales against the official classes' own numbers (vectors.
+
+Sections 2 and 3).
+"""
 
 import pytest
 import torch
@@ -85,7 +88,10 @@ QUANTIZED = [f"{k}_q_b{b}_split{s}" for k in KINDS for b in (8, 6) for s in (0, 
 
 @pytest.mark.parametrize("name", [*QUANTIZED, "linear3d_q_b6_split1_nobias"])
 def test_let_with_quantizers(shared, name):
-    """Codes of activations, weights and biases exactly; outputs and the gradients of s, o and x to 1e-9."""
+    """Codes of activations, weights and biases exactly.
+
+    Outputs and the gradients of s, o and x to 1e-9.
+    """
     v = load(shared, f"let_{name}")
     layer = build(v, int(v["bits"]), split=bool(v["split"]))
     layer.init_weights()

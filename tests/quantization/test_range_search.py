@@ -1,4 +1,7 @@
-"""Range searches and learned scales against the official vectors (Q-Diffusion, EfficientDM, PTQ4DM, LSQ)."""
+"""Range searches and learned scales against the official vectors (Q-Diffusion, EfficientDM, PTQ4DM.
+
+LSQ).
+"""
 
 from functools import partial
 
@@ -78,7 +81,10 @@ MAX = [
 
 @pytest.mark.parametrize("name", MAX)
 def test_min_max_with_zero(shared, name):
-    """`max` init: one consistent range that holds zero; equal to the official one where x.min <= 0."""
+    """`max` init: one consistent range that holds zero.
+
+    Equal to the official one where x.min <= 0.
+    """
     v = load(shared, name)
     quantizer = quantizer_for(v)
     quantizer.set_bounds(*quantizer.observe(v["x"]), include_zero=True)
@@ -86,7 +92,10 @@ def test_min_max_with_zero(shared, name):
 
 
 def test_official_max_of_a_positive_tensor_clips(shared):
-    """Released: the raw step with a zero-included zero point; ours covers the range (not offered)."""
+    """Released: the raw step with a zero-included zero point.
+
+    Ours covers the range (not offered).
+    """
     v = load(shared, "qd_act_max_positive_b8")
     quantizer = quantizer_for(v)
     quantizer.set_bounds(*quantizer.observe(v["x"]), include_zero=True)
@@ -173,7 +182,10 @@ LSQ = [
 
 @pytest.mark.parametrize("name", LSQ)
 def test_lsq_gradients(shared, name):
-    """Codes exactly; values to 1e-12, gradients to 1e-9 (float64; the scale is recovered from two bounds); g to 1e-12."""
+    """Codes exactly; values to 1e-12, gradients to 1e-9 (float64.
+
+    The scale is recovered from two bounds); g to 1e-12.
+    """
     v = load(shared, name)
     per_channel = bool(v["per_channel"])
     spec = QuantSpec(bits=int(v["bits"]), form=Form.LSQ, per_channel=per_channel)
@@ -259,7 +271,10 @@ def test_search_invariants(search):
 
 
 def test_histogram_finds_nearly_the_same_range():
-    """A long row is condensed to BINS bins: the score of the range found is within 1 % of the exact search's."""
+    """A long row is condensed to BINS bins.
+
+    The score of the range found is within 1 % of the exact search's.
+    """
     generator = torch.Generator().manual_seed(0)
     x = torch.nn.functional.silu(torch.randn(1, 4 * BINS, generator=generator) * 3)
     spec = QuantSpec(bits=6)

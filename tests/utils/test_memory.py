@@ -32,7 +32,10 @@ print(faults)
 
 
 def test_a_freed_block_is_used_again():
-    """A page fault per 4 KiB of a new 64 MiB block is 16384 (32 with huge pages); of a used one next to none."""
+    """A page fault per 4 KiB of a new 64 MiB block is 16384 (32 with huge pages).
+
+    Of a used one next to none.
+    """
     found = {}
     for mode in ("default", "keep"):
         out = subprocess.run(

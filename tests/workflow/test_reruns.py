@@ -1,4 +1,7 @@
-"""What runs again after a change: of the code, and of every key of a configuration. `snakemake -n` on a finished benchmark."""
+"""What runs again after a change: of the code, and of every key of a configuration.
+
+`snakemake -n` on a finished benchmark.
+"""
 
 import dataclasses
 import re
@@ -42,16 +45,48 @@ AFTER_CALIBRATION = {"calibrate", "infer", "score_W4A4", "tables", "table3", "fi
 @pytest.mark.parametrize(
     ("module", "old", "new", "rules", "runs"),
     [
-        ("baselines/minmax.py", "return FitLog()", "return FitLog(rows=[])", AFTER_CALIBRATION, {"minmax-W4A4-UV-s0"}),
+        (
+            "baselines/minmax.py",
+            "return FitLog()",
+            "return FitLog(rows=[])",
+            AFTER_CALIBRATION,
+            {"minmax-W4A4-UV-s0"},
+        ),
         ("baselines/lsq.py", "log = FitLog()", "log = FitLog(rows=[])", set(), set()),
-        ("passionsr/methods/passionsr.py", "log = FitLog()", "log = FitLog(rows=[])", AFTER_CALIBRATION, {"passionsr-W4A4-UV-s0"}),
+        (
+            "passionsr/methods/passionsr.py",
+            "log = FitLog()",
+            "log = FitLog(rows=[])",
+            AFTER_CALIBRATION,
+            {"passionsr-W4A4-UV-s0"},
+        ),
         ("passionsr/calibration/fit.py", "EVALUATED = 8", "EVALUATED = 7", AFTER_CALIBRATION, RUNS),
-        ("passionsr/report/rendering.py", "EMBEDDED = ", "OTHER = 1\nEMBEDDED = ", {"tables"}, set()),
+        (
+            "passionsr/report/rendering.py",
+            "EMBEDDED = ",
+            "OTHER = 1\nEMBEDDED = ",
+            {"tables"},
+            set(),
+        ),
         ("passionsr/report/bands.py", "import csv", "import csv, json", set(), set()),
-        ("passionsr/cli.py", "from __future__ import annotations", "from __future__ import annotations\nimport csv", set(), set()),
+        (
+            "passionsr/cli.py",
+            "from __future__ import annotations",
+            "from __future__ import annotations\nimport csv",
+            set(),
+            set(),
+        ),
     ],
-    ids=["one baseline", "a baseline without runs", "PassionSR", "the shared loop", "rendering", "bands", "command line"],
-)  # fmt: skip
+    ids=[
+        "one baseline",
+        "a baseline without runs",
+        "PassionSR",
+        "the shared loop",
+        "rendering",
+        "bands",
+        "command line",
+    ],
+)
 def test_changed_code(small, module, old, new, rules, runs):
     """A run depends on the shared core and its own method; the report recomputes no model."""
     before = (small / module).read_text()
@@ -82,7 +117,10 @@ def test_comments_and_docstrings_run_nothing(small):
 
 @pytest.mark.slow
 def test_a_new_method_recalibrates_nothing(small):
-    """One file and one line in the registry; only its own run is planned once a configuration names it."""
+    """One file and one line in the registry.
+
+    Only its own run is planned once a configuration names it.
+    """
     method = small / "baselines" / "mine.py"
     registry, config = small / "config" / "methods.yaml", small / CONFIG
     before = registry.read_text(), config.read_text()
@@ -127,7 +165,8 @@ REACHES = {
     "memory_mb": (4000, {"tables", "figures"}),
     "expected_layers": ({"unet": 1}, AFTER_CALIBRATION),
 }
-# `name` is another benchmark, in another folder; `runs` has tests of its own; external_outputs and datasets need image files.
+# `name` is another benchmark, in another folder; `runs` has tests of its own; external_outputs and
+# datasets need image files.
 ELSEWHERE = {"name", "runs", "external_outputs"}
 
 

@@ -212,7 +212,10 @@ def test_the_paper_grid_resolves(finished):
 
 
 def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
-    """Two datasets with a stem rule, crops of a photograph, given outputs, tiles: the whole DAG on the tiny model."""
+    """Two datasets with a stem rule, crops of a photograph, given outputs, tiles.
+
+    The whole DAG on the tiny model.
+    """
     import numpy as np
     import yaml
 
@@ -246,14 +249,26 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
             "list": str(tmp_path / "crops.tsv"),
             "photos": {"name": "photos", "folder": str(tmp_path), "hr": "photos/*.png"},
         },
-        "external_outputs": [{"name": "theirs", "title": "Theirs", "dataset": "A", "folder": str(tmp_path / "given"),
-                   "published": str(tmp_path / "log.csv")}],
-        "inference": {"resize": "official", "process_size": 64, "latent_tile": 16, "latent_overlap": 8},
+        "external_outputs": [
+            {
+                "name": "theirs",
+                "title": "Theirs",
+                "dataset": "A",
+                "folder": str(tmp_path / "given"),
+                "published": str(tmp_path / "log.csv"),
+            }
+        ],
+        "inference": {
+            "resize": "official",
+            "process_size": 64,
+            "latent_tile": 16,
+            "latent_overlap": 8,
+        },
         "resize_mismatch": True,
         "runs": [{"methods": ["minmax"], "schemes": ["W8A8"], "scopes": ["UV"], "seeds": [0]}],
         "limit": {"test": 1},
         "metrics": ["psnr", "psnr_fp"],
-    }  # fmt: skip
+    }
     raw.pop("sensitivity")
     (finished / "config" / "local.yaml").write_text(yaml.safe_dump(raw))
     arguments = ["all", "--config", "file=config/local.yaml"]

@@ -1,10 +1,13 @@
-"""The one DVC stage: Snakemake on folders that it can trust. `dvc_benchmark.py --config FILE`, called by dvc.yaml.
+"""The one DVC stage: Snakemake on folders that it can trust.
 
-DVC owns bytes, Snakemake owns what runs again. DVC keeps the old products (`persist`), so that Snakemake computes only what is
-new. But DVC also replaces files (checkout, pull, exp apply) without telling Snakemake, whose records in
-.snakemake/metadata then describe other bytes. So before Snakemake every file that this workspace's Snakemake did not
-itself write last is deleted (it is in DVC's cache), and after it every file that the configuration does not ask for.
-docs/guides/dvc.md tells what goes wrong without.
+`dvc_benchmark.py --config FILE`, called by dvc.yaml.
+
+DVC owns bytes, Snakemake owns what runs again. DVC keeps the old products (`persist`), so that
+Snakemake computes only what is new. But DVC also replaces files (checkout, pull, exp apply) without
+telling Snakemake, whose records in .snakemake/metadata then describe other bytes. So before
+Snakemake every file that this workspace's Snakemake did not itself write last is deleted (it is in
+DVC's cache), and after it every file that the configuration does not ask for. docs/guides/dvc.md
+tells what goes wrong without.
 
 $SNAKEMAKE_PROFILE chooses where jobs run; without one, all cores of this machine.
 """
@@ -34,18 +37,23 @@ def files_of(results: Path) -> list[Path]:
 
 
 def product(path: Path, results: Path) -> Path:
-    """The output that stands for a file: itself, or x.tsv for everything in a folder x that it lists."""
+    """The output that stands for a file.
+
+    Itself, or x.tsv for everything in a folder x that it lists.
+    """
     folders = list(path.relative_to(results).parents)[:-1]
     lists = [results / folder.with_name(f"{folder.name}.tsv") for folder in folders]
     return next((file for file in lists if file.is_file()), path)
 
 
 def written_by_snakemake(path: Path) -> bool:
-    """Whether Snakemake's record says that it made this very file: the recorded end is the file's time.
+    """Whether Snakemake's record says that it made this very file.
 
-    The record's place is Snakemake's own (persistence/file.py): base64 of the path, long names cut into folders. A
-    record that cannot be read only means that the file is made again. Snakemake has no public question for this; a test shows that
-    without an answer old files pass for new ones.
+    The recorded end is the file's time.
+
+    The record's place is Snakemake's own (persistence/file.py): base64 of the path, long names cut
+    into folders. A record that cannot be read only means that the file is made again. Snakemake has
+    no public question for this; a test shows that without an answer old files pass for new ones.
     """
     name = base64.urlsafe_b64encode(str(path).encode()).decode()
     cut = (os.pathconf(METADATA, "PC_NAME_MAX") if METADATA.is_dir() else 255) - 1

@@ -1,9 +1,9 @@
 """After DVC has put files in place: tell Snakemake. `dvc_sync.py [pull|checkout]`.
 
-Snakemake trusts its own records and file times; `dvc pull`, `dvc checkout` and `dvc exp apply` leave files with
-neither. Where `dvc status` says that every file is the one that dvc.lock names for this code and configuration, they
-are what Snakemake would make, so its records are written anew (`snakemake --touch`). Where it does not, nothing is
-touched.
+Snakemake trusts its own records and file times; `dvc pull`, `dvc checkout` and `dvc exp apply`
+leave files with neither. Where `dvc status` says that every file is the one that dvc.lock names for
+this code and configuration, they are what Snakemake would make, so its records are written anew
+(`snakemake --touch`). Where it does not, nothing is touched.
 """
 
 import argparse
@@ -26,7 +26,8 @@ def main() -> None:
     if subprocess.run([*dvc, "status", "--quiet"], check=False).returncode:
         subprocess.run([*dvc, "status"], check=False)
         raise SystemExit(
-            "error: code, configuration or files differ from dvc.lock (above), so Snakemake is told nothing; "
+            "error: code, configuration or files differ from dvc.lock (above), so Snakemake "
+            "is told nothing; "
             "run `dvc repro`, which makes again whatever it cannot trust"
         )
     config = yaml.safe_load(Path("dvc.yaml").read_text())["vars"][0]["config"]

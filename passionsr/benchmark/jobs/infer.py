@@ -1,4 +1,7 @@
-"""The jobs `reference` and `infer`: images of the float model, of bicubic upscaling and of quantized models."""
+"""The jobs `reference` and `infer`.
+
+Images of the float model, of bicubic upscaling and of quantized models.
+"""
 
 from __future__ import annotations
 

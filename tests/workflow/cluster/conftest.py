@@ -8,7 +8,10 @@ HERE = Path(__file__).resolve().parent
 
 @pytest.fixture(scope="session")
 def slurm(tmp_path_factory):
-    """Folder of a running one-node SLURM; skips, with the script's reason, where there can be none."""
+    """Folder of a running one-node SLURM.
+
+    Skips, with the script's reason, where there can be none.
+    """
     folder = tmp_path_factory.mktemp("slurm")
     up = subprocess.run(
         ["bash", HERE / "slurm_up.sh", folder], capture_output=True, text=True, check=False

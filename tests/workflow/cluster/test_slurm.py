@@ -1,4 +1,7 @@
-"""The small benchmark through a true one-node SLURM: the bytes of a local run, also when a job is cancelled on its way."""
+"""The small benchmark through a true one-node SLURM.
+
+The bytes of a local run, also when a job is cancelled on its way.
+"""
 
 import re
 import subprocess
@@ -39,7 +42,10 @@ def jobs(folder):
 
 @pytest.fixture(scope="module")
 def finished(slurm, undisturbed, tmp_path_factory):
-    """(repository copy, its output, SLURM's jobs, the cancelled job): a run in which the first calibration was cancelled."""
+    """(repository copy, its output, SLURM's jobs, the cancelled job).
+
+    A run in which the first calibration was cancelled.
+    """
     folder = copy_repository(tmp_path_factory.mktemp("cluster"))
     before = len(jobs(slurm))
     process = start(
@@ -71,7 +77,10 @@ def test_same_bytes_as_a_local_run(finished, undisturbed):
 
 
 def test_jobs_went_through_slurm(finished):
-    """Two runs (calibration and inference in one submission each), reference, two bit widths to score; no more."""
+    """Two runs (calibration and inference in one submission each), reference.
+
+    Two bit widths to score; no more.
+    """
     folder, output, record, cancelled, _ = finished
     submitted = re.findall(r"submitted with SLURM jobid (\d+)", output)
     assert sorted(submitted, key=int) == sorted((r["JobId"] for r in record), key=int)
@@ -93,7 +102,10 @@ def test_a_cancelled_job_was_repeated(finished):
 
 
 def test_resources_and_environment(finished):
-    """Partition and GPUs from the environment; minutes, cpus and memory per rule, more memory at the second attempt."""
+    """Partition and GPUs from the environment.
+
+    Minutes, cpus and memory per rule, more memory at the second attempt.
+    """
     requested = finished[4]
     seen = set()
     for partition, gres, minutes, cpus, memory, _, comment in requested.values():
@@ -122,7 +134,10 @@ def test_nothing_is_left_to_do(finished):
 
 
 def test_dvc_repro_uses_the_profile(slurm, undisturbed, tmp_path):
-    """`dvc repro` of the float model's outputs: data here, one submission for the rest, a local run's bytes."""
+    """`dvc repro` of the float model's outputs.
+
+    Data here, one submission for the rest, a local run's bytes.
+    """
     folder = copy_for_dvc(tmp_path / "repo", SMALL)
     before = len(jobs(slurm))
     profile = str(folder / "workflow" / "profiles" / "slurm")

@@ -14,10 +14,16 @@ def seed():
 
 @pytest.fixture
 def rng(seed, request):
-    """A generator of the test's own, whatever the order of tests; the seed is printed with the test's output."""
+    """A generator of the test's own, whatever the order of tests.
+
+    The seed is printed with the test's output.
+    """
     print(f"PASSIONSR_FAULT_SEED={seed}")
     return random.Random(f"{seed} {request.node.name}")
 
 
 def pytest_report_header():
-    return "tests/faults: PASSIONSR_FAULT_SEED repeats the choices of a run (printed where a test fails)"
+    return (
+        "tests/faults: PASSIONSR_FAULT_SEED repeats the choices of a run (printed where a test "
+        "fails)"
+    )

@@ -24,7 +24,7 @@ def order(folder):
 
 
 def test_cores_and_order(undisturbed, tmp_path):
-    """One core and reversed priorities (a run is inferred before the next is calibrated) against two cores."""
+    """One core and reversed priorities (each run inferred before the next) against two cores."""
     finished, expected = undisturbed
     folder = copy_repository(tmp_path / "repo")
     rules = folder.joinpath(*ROOT_RULES)
@@ -39,7 +39,10 @@ def test_cores_and_order(undisturbed, tmp_path):
 
 
 def test_numbers_lie_in_their_bands(undisturbed):
-    """What another machine may change is bounded: the small benchmark's rows of config/expected.tsv."""
+    """What another machine may change is bounded.
+
+    The small benchmark's rows of config/expected.tsv.
+    """
     finished, _ = undisturbed
     assert violations(results_of(finished, SMALL), finished / "config" / "expected.tsv") == []
 

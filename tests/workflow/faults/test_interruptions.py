@@ -1,7 +1,9 @@
-"""The benchmark interrupted in every way we could think of: the same command again gives the same bytes.
+"""The benchmark interrupted in every way we could think of.
 
-Each test is one kind of fault; where and when it strikes is drawn from a printed seed. All of them run once, two at a
-time, in copies of a finished small benchmark from which a part was removed.
+The same command again gives the same bytes.
+
+Each test is one kind of fault; where and when it strikes is drawn from a printed seed. All of them
+run once, two at a time, in copies of a finished small benchmark from which a part was removed.
 """
 
 import os
@@ -77,7 +79,10 @@ class Place:
         self.notes.append(text)
 
     def started(self, *stages, longest=6.0):
-        """Snakemake at a random moment of a random one of `stages`: (its process, the job's processes)."""
+        """Snakemake at a random moment of a random one of `stages`.
+
+        (its process, the job's processes).
+        """
         stage = self.rng.choice(stages)
         remove(self.results, stage)
         process = start(self.folder, *SMALL)
@@ -141,7 +146,10 @@ def job_terminated(place):
 
 
 def calibration_killed_twice(place):
-    """kill -9 of a calibration that has finished a stage, and of its repetition: the next start resumes."""
+    """kill -9 of a calibration that has finished a stage, and of its repetition.
+
+    The next start resumes.
+    """
     remove(place.results, "calibrate")
     kept = place.results / "resume" / RUN
     process = start(place.folder, *SMALL)
@@ -168,7 +176,10 @@ def calibration_killed_twice(place):
 
 
 def snakemake_killed(place):
-    """kill -9 of Snakemake alone: its job goes on as an orphan while the next start works; the lock stays."""
+    """kill -9 of Snakemake alone: its job goes on as an orphan while the next start works.
+
+    The lock stays.
+    """
     assert signalled(place, signal.SIGKILL, False, "calibrate", "infer")
 
 
@@ -282,7 +293,10 @@ def jump(place, seconds):
 
 
 def cut_output(place):
-    """Finished files that lost their end: the next start says which, and how to have them made again."""
+    """Finished files that lost their end.
+
+    The next start says which, and how to have them made again.
+    """
     files = [
         p
         for part in ("runs", "tables", "data")
@@ -299,9 +313,20 @@ def cut_output(place):
 
 
 FAULTS = [
-    job_killed, job_terminated, calibration_killed_twice, snakemake_killed, power_loss, interrupted, terminated,
-    full_disk, read_only, vanished_input, clock_ahead, clock_back, cut_output,
-]  # fmt: skip
+    job_killed,
+    job_terminated,
+    calibration_killed_twice,
+    snakemake_killed,
+    power_loss,
+    interrupted,
+    terminated,
+    full_disk,
+    read_only,
+    vanished_input,
+    clock_ahead,
+    clock_back,
+    cut_output,
+]
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,7 @@
-"""A calibration killed between any two stages ends with the bytes of one that was not, and repeats no finished stage."""
+"""A calibration killed between any two stages ends with the bytes of one that was not.
+
+And repeats no finished stage.
+"""
 
 import shutil
 
@@ -19,11 +22,21 @@ FAST = {
     "passionsr.baselines.qdiffusion:QDiffusion": {"weight_steps": 2, "act_steps": 2, "vae_crop": 4},
     "passionsr.baselines.efficientdm:EfficientDM": {"steps": 3, "lora_lr": 0.01},
 }
-# One of each class; the stale zero point (state that a forward pass changes) and noise drawn in a loss, too.
+# One of each class; the stale zero point (state that a forward pass changes) and noise drawn in a
+# loss, too.
 NAMES = (
-    "minmax", "lsq", "lsq_plus", "ptq4dm", "qdiffusion", "efficientdm", "passionsr", "passionsr_no_dqc",
-    "official_lbq_form", "official_encoder_noise", "official_all",
-)  # fmt: skip
+    "minmax",
+    "lsq",
+    "lsq_plus",
+    "ptq4dm",
+    "qdiffusion",
+    "efficientdm",
+    "passionsr",
+    "passionsr_no_dqc",
+    "official_lbq_form",
+    "official_encoder_noise",
+    "official_all",
+)
 
 
 class Killed(BaseException):

@@ -1,6 +1,9 @@
-"""DVC over Snakemake on config/small.yaml: the round trip, and every way in which old files could pass for new ones.
+"""DVC over Snakemake on config/small.yaml.
 
-The tests share one repository, run in order and leave it as they found it: at the commit of `versioned`, in sync.
+The round trip, and every way in which old files could pass for new ones.
+
+The tests share one repository, run in order and leave it as they found it: at the commit of
+`versioned`, in sync.
 """
 
 import json
@@ -17,15 +20,25 @@ from copies import tree as tree_of
 from passionsr.benchmark.recovery import PRODUCTS
 
 CONFIG = "config/small.yaml"
-NAME = {"GIT_AUTHOR_NAME": "t", "GIT_AUTHOR_EMAIL": "t@t", "GIT_COMMITTER_NAME": "t", "GIT_COMMITTER_EMAIL": "t@t"}  # fmt: skip
+NAME = {
+    "GIT_AUTHOR_NAME": "t",
+    "GIT_AUTHOR_EMAIL": "t@t",
+    "GIT_COMMITTER_NAME": "t",
+    "GIT_COMMITTER_EMAIL": "t@t",
+}
 FEWER = "[psnr,psnr_fp]"
 
 
 def run(folder, *command, ok=True):
     """Run a command in a copy; its output, with stderr."""
     result = subprocess.run(
-        command, cwd=folder, env=environment(folder, **NAME), capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        command,
+        cwd=folder,
+        env=environment(folder, **NAME),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert (result.returncode == 0) == ok, result.stdout[-3000:] + result.stderr[-3000:]
     return result.stdout + result.stderr
 
@@ -91,7 +104,10 @@ def test_repro_leaves_nothing_to_do(versioned):
 
 @pytest.mark.slow
 def test_push_clone_pull(versioned):
-    """A fresh clone gets every byte, also of the files with times in them, and neither tool wants to run anything."""
+    """A fresh clone gets every byte, also of the files with times in them.
+
+    And neither tool wants to run anything.
+    """
     assert "pushed" in dvc(versioned, "push")
     clone = versioned.parent / "clone"
     git(versioned, "clone", "--quiet", ".", str(clone))
@@ -149,12 +165,16 @@ def test_trap_changed_code(versioned):
 @pytest.mark.parametrize(
     ("old", "new", "ran"),
     [
-        ("threads: 1", "threads: 1\nposterior: sample", {"reference": 1, "infer": 2, "score_W32A32": 1, "score_W4A4": 1}),
+        (
+            "threads: 1",
+            "threads: 1\nposterior: sample",
+            {"reference": 1, "infer": 2, "score_W32A32": 1, "score_W4A4": 1},
+        ),
         ("threads: 1", "threads: 1\nresize_mismatch: true", {"score_W32A32": 1, "score_W4A4": 1}),
         ("threads: 1", "threads: 1\nmemory_mb: 2900", {}),
     ],
     ids=["posterior", "resize_mismatch", "memory_mb"],
-)  # fmt: skip
+)
 def test_trap_a_key_that_no_stage_names(versioned, old, new, ran):
     """A key that is not in the file yet reaches DVC, too: the whole file is the parameter."""
     edit(versioned, CONFIG, old, new)
@@ -188,7 +208,10 @@ def test_experiment_metrics_plots_dag(versioned):
 
 @pytest.mark.slow
 def test_traps_stale_records_and_no_records(versioned):
-    """Old files under new parameters: Snakemake's records describe others (S1), or there are none (S2)."""
+    """Old files under new parameters.
+
+    Snakemake's records describe others (S1), or there are none (S2).
+    """
     base, table = "metrics: [psnr, ssim", "results/small/tables/table2.csv"
     swapped = "metrics: [ssim, psnr"
     old = (versioned / table).read_bytes()
@@ -206,7 +229,8 @@ def test_traps_stale_records_and_no_records(versioned):
     for folder in versioned, clone:
         edit(folder, CONFIG, base, swapped)
         assert "differ from dvc.lock" in sync(folder, ok=False)
-    # Nothing simpler than the guard: Snakemake alone takes the old table for the new configuration's.
+    # Nothing simpler than the guard: Snakemake alone takes the old table for the new
+    # configuration's.
     run(versioned, "snakemake", "--cores", "1", *SMALL)
     assert (versioned / table).read_bytes() == old
     for folder in versioned, clone:
@@ -242,7 +266,10 @@ def guard(monkeypatch):
 
 
 def test_a_list_stands_for_its_folder(guard, tmp_path):
-    """Outputs whose number only the data knows are declared by a list: images/<run>/set.tsv for set/*.png."""
+    """Outputs whose number only the data knows are declared by a list.
+
+    Images/<run>/set.tsv for set/*.png.
+    """
     images = tmp_path / "images" / "run"
     (images / "set").mkdir(parents=True)
     for path in (images / "set.tsv", images / "set" / "a.png", images / "b.png"):
@@ -261,7 +288,10 @@ def test_dvc_yaml_and_the_guard_name_the_same_folders(guard):
 
 
 def test_the_whole_configuration_is_a_parameter():
-    """So that no key can be forgotten: DVC asks Snakemake after every change, and Snakemake knows what it reaches."""
+    """So that no key can be forgotten.
+
+    DVC asks Snakemake after every change, and Snakemake knows what it reaches.
+    """
     (stage,) = yaml.safe_load(Path("dvc.yaml").read_text())["stages"].values()
     assert stage["params"] == [{"${config}": None}]
     assert {"Snakefile", "workflow", "passionsr", "baselines", "config"} <= {*stage["deps"]}
