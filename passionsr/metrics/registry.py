@@ -107,9 +107,9 @@ _ALL = (
            float_margin=0.005, margin=0.06),
     # Over RGB, not Y: a colour shift against the float model's output must count.
     Metric(name="psnr_fp", pyiqa="psnr", kind="FP", title="PSNR to FP32", digits=2,
-           lower_better=False, float_margin=0.05, margin=2.1),
+           lower_better=False, headline=True, float_margin=0.05, margin=2.1),
     Metric(name="lpips_fp", pyiqa="lpips", kind="FP", title="LPIPS to FP32", digits=4,
-           lower_better=True, headline=True, float_margin=0.002, margin=0.05),
+           lower_better=True, float_margin=0.002, margin=0.05),
 )  # fmt: skip
 METRICS = {m.name: m for m in _ALL}
 

@@ -24,7 +24,7 @@ from passionsr.report.result_pages import headline, measured_rows, read, read_ta
 from passionsr.utils.files import UserError, atomic_path, write_text
 
 README = Path("README.md")
-PICTURE = Path("docs/crops_W6A6.jpg")
+PICTURE = Path("docs/images/crops_W6A6.jpg")
 RESULT_PAGES = Path("docs/results")
 PARITY = Path("results/realsr-local/tables/parity.md")
 PAPER = Path("config/paper.yaml")

@@ -33,11 +33,13 @@ class Style:
         bold: format of the best value of a bit width.
         interval: format of the interval, appended to its value; None leaves intervals out.
         escape: for all text but `bold` and `interval` themselves.
+        after_value: text that belongs to the value and is bold with it.
     """
 
     bold: str
     interval: str | None = None
     escape: Callable[[str], str] = str
+    after_value: str = ""
 
 
 MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>")
@@ -70,6 +72,7 @@ def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "") -> st
     digits = METRICS[metric].digits
     value = row[metric]
     text = style.escape("n/a" if pd.isna(value) else f"{value:{sign}.{digits}f}")
+    text += style.after_value
     if metric in str(row.best).split(";"):
         text = style.bold.format(text)
     elif metric in str(row.get("noise", "")).split(";"):

@@ -146,10 +146,10 @@ def _plain(table: pd.DataFrame, metrics: Sequence[str], cost: Sequence[Column]) 
 
 
 def headline(results: Path) -> str:
-    """README.md's table: the headline metrics at one bit width, "value ± half-width".
+    """README.md's table: the headline metrics at HEADLINE_BITS, "value ± half-width".
 
-    The references and the first quantized rows, ten in all. The half-width is half of the 95 %
-    bootstrap interval's length; the interval itself need not lie symmetrically.
+    The references and the first quantized rows, HEADLINE_ROWS in all. The half-width is half of the
+    95 % bootstrap interval's length; the interval itself need not lie symmetrically.
     """
     spec = next(spec for spec in TABLES if HEADLINE in spec.pages)
     own = measured_rows(read_table(results, spec.name))
@@ -157,28 +157,15 @@ def headline(results: Path) -> str:
     rows = own[own.bits.isin([UNQUANTIZED, HEADLINE_BITS])].head(HEADLINE_ROWS)
     chosen = [name for name, metric in METRICS.items() if metric.headline and name in rows]
     metrics = [name for name in chosen if rows[name].notna().any()]
-    lines = []
-    for _, row in rows.iterrows():
-        quantized = row.bits == HEADLINE_BITS
-        cells = [row.method, row.bits if quantized else "float"]
-        lines.append(cells + [_value_and_half_width(row, name) for name in metrics])
-    table = tabulate(
-        lines,
-        ["method", "bits", *map(metric_header, metrics)],
-        "pipe",
-        disable_numparse=True,
-    )
-    note = (
-        "Mean ± half the 95 % bootstrap interval over images and seeds; bold: best; ≈: the "
-        "paired difference to the best is inside the noise."
-    )
-    return f"{table}\n\n{note}"
+    lines = [
+        [row.method, *(_value_and_half_width(row, name) for name in metrics)]
+        for _, row in rows.iterrows()
+    ]
+    head = ["method", *map(metric_header, metrics)]
+    return tabulate(lines, head, "pipe", disable_numparse=True)
 
 
 def _value_and_half_width(row: pd.Series, metric: str) -> str:
     low, high = row[f"{metric}_lo"], row[f"{metric}_hi"]
-    if pd.isna(low):
-        return format_cell(row, metric, VALUE)
-    half = f" ± {(high - low) / 2:.{METRICS[metric].digits}f}"
-    value, mark, noise = format_cell(row, metric, VALUE).partition(" ≈")
-    return value + half + mark + noise
+    half = "" if pd.isna(low) else f" ± {(high - low) / 2:.{METRICS[metric].digits}f}"
+    return format_cell(row, metric, Style(MARKDOWN.bold, after_value=half))
