@@ -7,7 +7,7 @@ import pickle
 import re
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from passionsr.models.folder import save_model
 from passionsr.models.one_step import OneStepSR
 from passionsr.models.osediff.family import OSEDIFF
 from passionsr.models.osediff.sd21 import (
+    PROMPT_BRANCH,
     check_empty_context,
     embed_prompt,
     find_base,
@@ -268,17 +269,25 @@ def import_osediff(
         "rank": {name: update.rank for name, update in updates.items()},
         "lora_alpha": LORA_ALPHA,
     }
+    model = OneStepSR(vae, unet, embedding, family=OSEDIFF)
+    prompt_branch = [folder / part for part in PROMPT_BRANCH] if entry == "osediff" else []
+    _write_folder(model, output, card, prompt_branch)
+    return card
+
+
+def _write_folder(
+    model: OneStepSR, output: Path, card: dict[str, Any], copied: Sequence[Path]
+) -> None:
+    """The model, import.json and copies of folders, all at once: `output` is complete or absent."""
     output.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=output.parent, prefix=f".tmp-{output.name}-"))
     try:
-        if entry == "osediff":
-            for part in ("text_encoder", "tokenizer"):
-                shutil.copytree(folder / part, temporary / part)
+        for part in copied:
+            shutil.copytree(part, temporary / part.name)
         write_json(temporary / "import.json", card)
-        save_model(OneStepSR(vae, unet, embedding, family=OSEDIFF), temporary)
+        save_model(model, temporary)
         temporary.chmod(0o755)
         temporary.rename(output)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    return card
