@@ -69,6 +69,7 @@ VAE = {
     "scaling_factor": 0.18215,
 }
 TOKENS, CONTEXT_DIM = 77, 1024
+PROMPT_BRANCH = ("text_encoder", "tokenizer")
 
 
 def sd21_model(seed: int | None = None) -> OneStepSR:
@@ -248,7 +249,7 @@ def check_empty_context(context: Tensor, dim: int, source: str) -> Tensor:
 
 def has_text_encoder(folder: str | Path) -> bool:
     """Whether a folder holds the prompt branch (text_encoder/ and tokenizer/)."""
-    return all((Path(folder) / part).is_dir() for part in ("text_encoder", "tokenizer"))
+    return all((Path(folder) / part).is_dir() for part in PROMPT_BRANCH)
 
 
 @torch.no_grad()
