@@ -1,4 +1,4 @@
-"""Makes config/paper_calibration.tsv: 500 crops of DIV2K train by a seeded rule (methods.md 2.4).
+"""Makes config/paper_calibration.tsv: 500 crops of DIV2K train by a seeded rule.
 
 The photographs' sizes are not needed: a position is stored as a share of what the crop leaves free.
 """

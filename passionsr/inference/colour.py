@@ -1,4 +1,4 @@
-"""Colour correction of the output against the upscaled input (OSEDiff; methods.md 1.4.6)."""
+"""Colour correction of the output against the upscaled input, as in OSEDiff."""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ def fill(folder, pairing, keys):
         image(folder / "HR" / f"{key}{hr_suffix}.png", 32, 48)
 
 
-# Names as in the published sets (methods.md 10).
+# Names as in the published sets.
 NAMES = {
     "same": ["Canon_001_LR4", "Nikon_050_LR4"],
     "realsr": ["Canon_001", "Nikon_050"],

@@ -269,7 +269,7 @@ def test_tiled_output_is_near_the_whole(tiny, shape):
 
 
 def test_official_sizes(tiny):
-    """methods.md 1.4: a side below process_size / 4 is enlarged and brought back.
+    """OSEDiff: a side below process_size / 4 is enlarged and brought back.
 
     Others are squeezed, not cut.
     """

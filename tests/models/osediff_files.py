@@ -1,6 +1,6 @@
 """Checkpoints in osediff.pkl's layout, random.
 
-Made from a model's own layer names (methods.md 1.2).
+Made from a model's own layer names.
 """
 
 import torch

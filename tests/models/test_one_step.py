@@ -15,7 +15,7 @@ from passionsr.utils.files import UserError, sha256_file
 
 
 def test_constants_of_the_schedule(tiny):
-    """methods.md 1.1; the gains there follow from a rounded alpha, hence 2e-5."""
+    """The published gains follow from a rounded alpha, hence 2e-5."""
     assert OSEDIFF.alpha() == pytest.approx(0.00466010, abs=5e-9)
     assert tiny.latent_gain == pytest.approx(14.64882, abs=2e-5)
     assert tiny.eps_gain == pytest.approx(14.61465, abs=2e-5)

@@ -55,7 +55,7 @@ IMAGE = torch.rand(1, 3, 32, 32, generator=torch.Generator().manual_seed(7))
 
 @pytest.mark.parametrize("older", [False, True], ids=["released", "older"])
 def test_merged_equals_unmerged(older, place, tiny):
-    """methods.md 1.3, to its own 1e-4; the update itself is far larger."""
+    """The official merge, to its own 1e-4; the update itself is far larger."""
     checkpoint = make_checkpoint(tiny.vae, tiny.unet, older=older)
     torch.save(checkpoint, place / "osediff.pkl")
     assert main(command(place)) == 0
