@@ -36,7 +36,7 @@ def photo(seed=0, size=128):
 
 
 def test_psnr_of_y_against_its_formula(suite):
-    """methods.md 9: Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, not rounded.
+    """BT.601: Y = (65.481 R + 128.553 G + 24.966 B + 16) / 255, not rounded.
 
     1e-4 dB for float32.
     """
@@ -190,14 +190,14 @@ def test_unreachable_registry_is_one_clear_error(tmp_path, monkeypatch):
     assert not (tmp_path / "hub" / metric_weights.MANIFEST).exists()
 
 
-# Means of OSEDiff's release on the 100 crops, and how far the mean may be off (issue 2, section 5).
+# Means of OSEDiff's release on the 100 crops, and how far the mean may be off.
 PUBLISHED_MEANS = {
     "psnr": (25.1511, 1e-4),
     "ssim": (0.7341, 1e-4),
     "lpips": (0.2921, 1e-4),
     "niqe": (5.6476, 1e-3),
 }
-# Per image, methods.md 9: PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4.
+# Per image: PSNR 1e-3 dB, SSIM 1e-5, LPIPS / DISTS 1e-4.
 PER_IMAGE = {"psnr": 1e-3, "ssim": 1e-5, "lpips": 1e-4, "dists": 1e-4}
 # Ten seconds an image; `config/realsr-local.yaml` scores all 100, and its parity table says how far
 # they are off.
