@@ -102,17 +102,6 @@ def test_a_new_bit_width_runs_only_what_it_needs(finished):
     }
 
 
-def test_changed_code_runs_again(finished):
-    path = finished / "passionsr" / "tables.py"
-    before = path.read_text()
-    path.write_text(before + "\n# changed\n")
-    try:
-        jobs = planned(snakemake(finished, *TEST, "-n"))
-    finally:
-        path.write_text(before)
-    assert jobs == {"all": 1, "tables": 1}
-
-
 def test_a_deleted_run_comes_back_with_the_same_bytes(finished):
     """Same machine, same seed: artifacts, images, scores, tables and figures are byte-identical."""
     results = results_of(finished, TEST)
