@@ -84,7 +84,9 @@ class OSEDiff(VaeUnetFamily):
     scale = 4
     timestep = 999
     built_in = ("tiny", "sd21-random")
-    obtain = "passionsr import-osediff {folder} --checkpoint osediff.pkl (docs/guides/paper-scale.md)"
+    obtain = (
+        "passionsr import-osediff {folder} --checkpoint osediff.pkl (docs/guides/paper-scale.md)"
+    )
     layer_sets = LAYER_SETS
 
     def alpha(self) -> float:
