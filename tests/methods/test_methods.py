@@ -19,7 +19,7 @@ from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, f
 from passionsr.calibration.range_passes import RangeRule, init_let, set_ranges
 from passionsr.calibration.sub_models import in_sequence, output_loss, parts_of, sub_quantizers
 from passionsr.methods.base import load_method, quantize_model
-from passionsr.methods.passionsr import PassionSR, lbq_groups, let_groups
+from passionsr.methods.passionsr import PassionSR, lbq_groups, let_groups, official_values
 from passionsr.quantization.artifact import load_quantized, save_quantized
 from passionsr.quantization.attention import QuantizedAttention
 from passionsr.quantization.equivalent_transform import LearnedScale
@@ -150,6 +150,8 @@ def test_every_option_is_used():
     used = {}
     for entry in METHODS.values():
         used.setdefault(entry.target, set()).update(entry.options)
+        if entry.options.get("official"):  # sets all that have an official value
+            used[entry.target].update(official_values())
     budgets = list(yaml.safe_load(Path("config/budgets.yaml").read_text()).values())
     for path in Path("config").glob("*.yaml"):
         budgets.append((yaml.safe_load(path.read_text()) or {}).get("budget"))
