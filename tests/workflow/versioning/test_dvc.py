@@ -149,7 +149,7 @@ def test_a_changed_bit_width_runs_only_what_it_needs_and_back(versioned):
 @pytest.mark.slow
 def test_trap_changed_code(versioned):
     """Code that makes tables remakes tables; code that makes nothing costs a look."""
-    module = "passionsr/report/rendering.py"
+    module = "passionsr/report/table_list.py"
     edit(versioned, module, "Mean over images and seeds", "Mean over seeds and images")
     assert jobs(dvc(versioned, "repro")) == {"tables": 1}
     table = versioned / "results/small/tables/table2.md"
