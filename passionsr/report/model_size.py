@@ -10,7 +10,7 @@ what our artifact holds. Counting runs on the meta device: shapes only, no weigh
 from __future__ import annotations
 
 import functools
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -198,7 +198,7 @@ def write_table3(config: Config) -> None:
     write_text(
         stem.with_suffix(".md"),
         f"**{title}**\n\n{tabulate(body, head, 'pipe', disable_numparse=True)}\n\n"
-        f"{_legend(costs)}\n\n"
+        f"{_legend(costs, family.parts)}\n\n"
         "Measured on the runs (the file keeps one byte per code up to 8 bits):\n\n"
         f"{_measured_sizes(runs)}\n",
     )
@@ -225,13 +225,15 @@ def _architecture_cells(frame: pd.DataFrame) -> tuple[list[str], list[list[str]]
     return head, body
 
 
-def _legend(costs: dict[str, PartCost]) -> str:
-    unet, vae = costs["unet"], costs["vae"]
+def _legend(costs: dict[str, PartCost], titles: Mapping[str, str]) -> str:
+    """titles: of the model's parts."""
+    of_parts = "; ".join(
+        f"{title} {cost.parameters / 1e6:.3f} M, {cost.macs / 1e9:.3f} GMAC, {cost.layers} layers"
+        for title, cost in ((title, costs[part]) for part, title in titles.items())
+    )
     return (
         f"Parameters in units of 32 bits and operations for one {SIDE} x {SIDE} image, by the "
-        "published rule (every quantized part counts bits / 32 as a whole): "
-        f"UNet {unet.parameters / 1e6:.3f} M, {unet.macs / 1e9:.3f} GMAC, {unet.layers} layers; "
-        f"VAE {vae.parameters / 1e6:.3f} M, {vae.macs / 1e9:.3f} GMAC, {vae.layers} layers. "
+        f"published rule (every quantized part counts bits / 32 as a whole): {of_parts}. "
         "Artifact: bytes of PassionSR's integers packed, with 8-bit exceptions, scales, LET's "
         "vectors and all that stays float. Published: PassionSR's Table 3, on SD2.1."
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -12,6 +12,7 @@ from passionsr.benchmark.config import Config, Run
 from passionsr.benchmark.paths import record_file, run_folder
 from passionsr.benchmark.records import read_record
 from passionsr.benchmark.timing import read_time
+from passionsr.models.family import get_family
 from passionsr.utils.files import write_text
 
 
@@ -50,29 +51,30 @@ def run_rows(config: Config, run: Run) -> list[PartRow]:
     return rows
 
 
-SUMMARY = [
-    "run",
-    "UNet layers",
-    "VAE layers",
-    "attentions",
-    "calibration, s",
-    "peak RSS, GiB",
-    "artifact packed, MB",
-    "inference, s",
-    "peak RSS, GiB",
-]
+def summary_titles(parts: Iterable[str]) -> list[str]:
+    """Column titles of `summary`; parts: titles of the model's parts."""
+    return [
+        "run",
+        *(f"{part} layers" for part in parts),
+        "attentions",
+        "calibration, s",
+        "peak RSS, GiB",
+        "artifact packed, MB",
+        "inference, s",
+        "peak RSS, GiB",
+    ]
 
 
 def summary(config: Config, run: Run) -> list[str]:
-    """Counts, seconds and memory of a run, as text cells in the order of SUMMARY."""
+    """Counts, seconds and memory of a run, as text cells in the order of `summary_titles`."""
     made = read_record(config, run.run_id)
     layers = pd.read_csv(run_folder(config, run.run_id) / "layers.csv")
     quantized = layers[layers.weight_bits.notna()]
     infer = read_time(config.results, f"infer-{run.run_id}")
+    parts = get_family(config.family).parts
     return [
         run.run_id,
-        str(quantized.name.str.startswith("unet.").sum()),
-        str(quantized.name.str.startswith("vae.").sum()),
+        *(str(quantized.name.str.startswith(f"{part}.").sum()) for part in parts),
         str((layers.kind == "attention").sum()),
         f"{sum(phase.seconds for phase in made.phases):.0f}",
         f"{made.peak_mib / 1024:.1f}",
@@ -103,7 +105,8 @@ def write_proof(config: Config) -> Sequence[Run]:
     head = ["run", "part", "steps", "seconds", "peak MiB so far"]
     parts = tabulate(cells, head, "pipe", disable_numparse=True)
     summaries = [summary(config, run) for run in finished]
-    counts = tabulate(summaries, SUMMARY, "pipe", disable_numparse=True)
+    titles = summary_titles(get_family(config.family).parts.values())
+    counts = tabulate(summaries, titles, "pipe", disable_numparse=True)
     made = [read_record(config, run.run_id) for run in finished]
     devices = sorted({f"{config.device} ({m.device}), {m.threads} thread(s)" for m in made})
     absent = f"Not run: {', '.join(run.run_id for run in missing)}.\n\n" if missing else ""
