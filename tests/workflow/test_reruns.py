@@ -158,7 +158,10 @@ REACHES = {
     "metrics": (["psnr", "psnr_fp"], {"metric_weights", *SCORES, "tables", "figures"}),
     "threads": (2, {"metric_weights", *DATA}),
     "posterior": ("sample", {"reference", "infer", *SCORES, "tables", "figures"}),
-    "inference": ({"latent_tile": 16}, {"reference", "infer", *SCORES, "tables", "figures"}),
+    "inference": (
+        {"latent_tile": 16, "latent_overlap": 4},
+        {"reference", "infer", *SCORES, "tables", "figures"},
+    ),
     "resize_mismatch": (True, {*SCORES, "tables", "figures"}),
     "device": ("cuda", MODEL),
     "low_memory": (True, {"tables", "figures"}),

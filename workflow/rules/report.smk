@@ -82,7 +82,10 @@ rule tables:
     params:
         code=job_code("report.tables"),
         config=CFG.digest,
-        titles=[entry.title for entry in CFG.entries.values()],
+        titles=[
+            CFG.entries[name].title
+            for name in dict.fromkeys(run.method for run in CFG.runs)
+        ],
         metrics=[str(METRICS[name].presentation()) for name in CFG.metrics],
     shell:
         f"{JOB} tables --config {CONFIG_FILE} > {{log}} 2>&1"
