@@ -294,7 +294,7 @@ def test_data_stage_writes_sheets_and_crops(local):
     assert read_uint8(pair.hr).shape == (32, 32, 3)
     assert image_files(config, "x")[0].name == "a.tsv"
     given = scored_outputs(config, "theirs")
-    assert [(p.name, o.name, f) for p, o, f in given] == [
+    assert [(s.pair.name, s.output.name, s.reference) for s in given] == [
         (f"a/{k}x4", f"{k}x4.png", None) for k in ("0801", "0802", "0803")  # the whole dataset
     ]  # fmt: skip
 
