@@ -43,7 +43,7 @@ def remove(results, stage):
 
 def processes(folder, stage):
     """Process numbers of a stage's jobs in `folder`: the Python process, not its shell."""
-    wanted = [b"workflow/scripts/stage.py", stage.encode()]
+    wanted = [b"workflow/scripts/job.py", stage.encode()]
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
