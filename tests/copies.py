@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.benchmark.paths import PRODUCTS
 from passionsr.benchmark.reproducibility import differences, products
 
 PARTS = ("Snakefile", "workflow", "passionsr", "baselines", "config", "profiles", "pyproject.toml")

@@ -21,7 +21,7 @@ import sys
 from pathlib import Path
 
 from passionsr.benchmark.config import load_config
-from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.benchmark.paths import PRODUCTS
 from passionsr.utils.files import UserError
 
 METADATA = Path(".snakemake/metadata")

@@ -17,7 +17,7 @@ import yaml
 from copies import SMALL, check_same, copy_for_dvc, edit, environment
 from copies import tree as tree_of
 
-from passionsr.benchmark.recovery import PRODUCTS
+from passionsr.benchmark.paths import PRODUCTS
 
 CONFIG = "config/small.yaml"
 NAME = {
