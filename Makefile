@@ -7,7 +7,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test test-fast lint docs reference bench readme pull wheel lock clean
+.PHONY: all test test-fast bad-inputs lint docs reference bench readme pull wheel lock clean
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -19,6 +19,10 @@ all: $(VENV)/.ready
 test test-fast: lint
 	python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations=20 $(if $(filter test-fast,$@),-m "not slow")
 	python -m pytest --doctest-modules passionsr -q
+
+# What users bring and cannot be used, with the answer, exit status and files of each.
+bad-inputs: $(VENV)/.ready
+	python -m pytest -q -m bad_inputs tests/bad_inputs
 
 lint: $(VENV)/.ready
 	ruff check .

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+pytest.register_assert_rewrite("bad_inputs.table")
+
 ROOT = Path(__file__).resolve().parent.parent
 SHARED = Path(os.environ.get("PASSIONSR_SHARED", ROOT.parent / "shared"))
 
@@ -21,6 +23,24 @@ def pytest_collection_modifyitems(items):
         return next((i for i, name in enumerate(first) if name in item.fixturenames), len(first))
 
     items.sort(key=place)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """With `-m bad_inputs` (`make bad-inputs`): the table of what was given and answered."""
+    if config.option.markexpr != "bad_inputs":
+        return
+    from tabulate import tabulate
+
+    rows = [
+        value
+        for kind in ("passed", "failed")
+        for report in terminalreporter.getreports(kind)
+        for name, value in report.user_properties
+        if name == "bad_input"
+    ]
+    columns = ["kind", "given", "answer", "status", "files made"]
+    width = [None, 32, 70, None, 24]
+    terminalreporter.write_line(tabulate(sorted(rows), columns, "simple", maxcolwidths=width))
 
 
 @pytest.fixture(autouse=True, scope="session")
