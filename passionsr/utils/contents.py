@@ -13,7 +13,6 @@ _SIGNATURES = (
     (b"\x28\xb5\x2f\xfd", "a Zstandard file"),
     (b"%PDF-", "a PDF file"),
     (b"version https://git-lfs", "a Git LFS pointer (`git lfs pull` gets the file itself)"),
-    (b"PK\x07\x08", "the first part of a ZIP archive in several files"),
 )
 _HTML = (b"<!doctype html", b"<html", b"<head", b"<body", b"<script", b"<title", b"<!--")
 

@@ -106,9 +106,8 @@ def stay_offline_without_hub() -> None:
 
 def _switched_off() -> str | None:
     """The variable by which the user has switched the hub off, if any."""
-    name = _OFFLINE if os.environ.get(_OFFLINE) else "TRANSFORMERS_OFFLINE"
-    if name == _OFFLINE and _offline_set_here:
-        return None
+    own = _OFFLINE in os.environ and not _offline_set_here
+    name = _OFFLINE if own and os.environ[_OFFLINE] else "TRANSFORMERS_OFFLINE"
     return name if os.environ.get(name, "").upper() in _TRUE else None
 
 
