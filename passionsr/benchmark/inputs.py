@@ -7,6 +7,7 @@ from pathlib import Path
 
 from passionsr.benchmark.config import Config
 from passionsr.benchmark.paths import datasets_of
+from passionsr.data.image_folders import images_in
 from passionsr.models.family import get_family
 
 
@@ -22,7 +23,7 @@ def missing_inputs(config: Config) -> list[str]:
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
     for outputs in config.external_outputs:
-        if not any(outputs.folder.glob("*.png")):
+        if not images_in(outputs.folder):
             missing.append(
                 f"external_outputs {outputs.name}: no PNG images in {outputs.folder}: set its "
                 "`folder:`"

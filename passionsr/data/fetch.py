@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field
 
 from passionsr.data.archives import DISK_ERRORS, unpack
 from passionsr.utils.checked_yaml import STRICT
-from passionsr.utils.contents import kind_of
+from passionsr.utils.contents import kind_of, wrong_content
 from passionsr.utils.files import UserError, read_json, sha256_file, write_json
 from passionsr.utils.network import AGENT, at_endpoint, hub_problem, is_on_hub, open_url
 
@@ -223,10 +223,8 @@ def _examined(path: Path, archive: Archive, sha256: str | None) -> tuple[str, st
     expected = {"size": archive.size, "md5": archive.md5, "sha256": sha256}
     for kind, value in expected.items():
         if value is not None and found[kind] != value:
-            instead = kind_of(path)
-            is_it = f"the file is {instead}" if instead else "the file is damaged or of another"
-            version = "" if instead else " version"
-            return found["sha256"], f"{kind} is {found[kind]}, expected {value}; {is_it}{version}"
+            problem = f"{kind} is {found[kind]}, expected {value}; {wrong_content(path)}"
+            return found["sha256"], problem
     return found["sha256"], None
 
 
@@ -246,6 +244,8 @@ def _arrive(
         problem = _complete(url, part, archive.size, timeout, attempts)
         if problem is None:
             digest, problem = _examined(part, archive, sha256)
+            if problem is None and sha256 is None and (instead := kind_of(part)):
+                problem = f"the file is {instead}, no archive"
             if problem is None:
                 return Arrived(part, path, digest, sha256 is None)
             _discard(part)
@@ -369,8 +369,8 @@ def _trial(arrived: Sequence[Arrived]) -> Iterator[None]:
         own = [str(one.path) for one in arrived if not one.on_trial]
         then = f"put the right file at {' and '.join(own)}" if own else "it was removed again"
         raise UserError(
-            f"{err}; {then}. Or unpack it by other means and name the folder of its images as "
-            "`folder:` of the dataset in the configuration"
+            f"{err}; {then}. Fetch again, or name a local folder of its images as `folder:` of "
+            "the dataset in the configuration"
         ) from None
 
 

@@ -53,15 +53,22 @@ def images_in(folder: Path, pattern: str = "*.png") -> list[Path]:
     return images
 
 
-def images_by_name(folder: Path, pattern: str = "*.png") -> dict[str, Path]:
-    """Stem -> file of `images_in`, stems in Unicode's composed form, sorted by file name.
+def composed(name: str) -> str:
+    """A name in Unicode's composed form (NFC).
 
-    Two names that look the same are the same then, whichever system has written them. Raises
-    UserError for two images of one stem, such as a.png and a.PNG.
+    Two names that look the same are the same then, whichever system has written them.
+    """
+    return unicodedata.normalize("NFC", name)
+
+
+def images_by_name(folder: Path, pattern: str = "*.png") -> dict[str, Path]:
+    """Stem (`composed`) -> file of `images_in`, sorted by file name.
+
+    Raises UserError for two images of one stem, such as a.png and a.PNG.
     """
     found: dict[str, Path] = {}
     for path in images_in(folder, pattern):
-        name = unicodedata.normalize("NFC", path.stem)
+        name = composed(path.stem)
         if name in found:
             raise UserError(f"{path} and {found[name]} have the same name; rename one of them")
         found[name] = path
