@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from passionsr.benchmark.config import Config
-from passionsr.benchmark.paths import datasets_of
+from passionsr.benchmark.paths import datasets_of, model_files
 from passionsr.data.image_folders import images_in
 from passionsr.models.family import MANIFEST, get_family
 
@@ -20,6 +20,12 @@ def missing_inputs(config: Config) -> list[str]:
         missing.append(
             f"model {config.model} is not there (no {MANIFEST} in it): give the folder of a "
             f"model saved by passionsr{f', or make it: {obtain}' if obtain else ''}"
+        )
+    absent = [path for path in model_files(config) if not path.is_file()]
+    if absent:
+        missing.append(
+            f"model {config.model} is not whole: {absent[0]} is missing, which {MANIFEST} lists: get "
+            "the whole folder"
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
     for outputs in config.external_outputs:

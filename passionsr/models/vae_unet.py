@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from passionsr.models.family import Family, SubModelSpec
 from passionsr.utils.files import UserError
+from passionsr.utils.foreign_files import is_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +87,12 @@ class VaeUnetFamily(Family):
         self.save_scheduler(folder)
         save_file({"context": model.context.contiguous()}, folder / CONTEXT)
         found = [folder / name for name in FOLDERS if (folder / name).is_dir()]
-        files = [path for part in found for path in sorted(part.iterdir())]
+        files = [
+            path
+            for part in found
+            for path in sorted(part.iterdir())
+            if path.is_file() and not is_foreign(path.name)
+        ]
         return [CONTEXT, *(path.relative_to(folder).as_posix() for path in files)]
 
     def save_scheduler(self, folder: Path) -> None:

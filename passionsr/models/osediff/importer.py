@@ -27,6 +27,7 @@ from passionsr.models.osediff.sd21 import (
     load_base,
 )
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
+from passionsr.utils.foreign_files import is_foreign
 
 log = logging.getLogger(__name__)
 
@@ -219,6 +220,10 @@ def _context(base: Path, supplied: str | Path | None, dim: int) -> tuple[Tensor,
     )
 
 
+def _foreign(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if is_foreign(name)]
+
+
 @contextmanager
 def _new_folder(output: Path) -> Iterator[Path]:
     """A temporary folder that becomes `output` at the end, and is deleted on failure."""
@@ -286,7 +291,7 @@ def import_osediff(
     with _new_folder(output) as temporary:
         if entry == "osediff":
             for part in ("text_encoder", "tokenizer"):
-                shutil.copytree(folder / part, temporary / part)
+                shutil.copytree(folder / part, temporary / part, ignore=_foreign)
         write_json(temporary / "import.json", card)
         save_model(OneStepSR(vae, unet, embedding, family=OSEDIFF), temporary)
     return card
