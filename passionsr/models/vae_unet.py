@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passionsr.models.family import Family, SubModelSpec
+from passionsr.utils.contents import wrong_content
 from passionsr.utils.files import UserError
 from passionsr.utils.foreign_files import is_foreign
 
@@ -125,7 +126,7 @@ class VaeUnetFamily(Family):
         """A built-in model or a model folder, on the meta device."""
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if model in self.built_in:
             with torch.device("meta"):
@@ -133,8 +134,12 @@ class VaeUnetFamily(Family):
         folder = Path(model)
         if not (folder / CONTEXT).is_file():
             raise UserError(f"{folder}: no model here; give a folder saved by passionsr")
-        with safe_open(folder / CONTEXT, "pt") as file:
-            shape = file.get_slice("context").get_shape()
+        try:
+            with safe_open(folder / CONTEXT, "pt") as file:
+                shape = file.get_slice("context").get_shape()
+        except (SafetensorError, OSError):
+            problem = wrong_content(folder / CONTEXT)
+            raise UserError(f"{folder / CONTEXT}: {problem}; get the model folder again") from None
         return self.build(
             {
                 "alpha": self.alpha(),

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from passionsr.models.one_step import OneStepSR
 from passionsr.models.osediff.family import OSEDIFF
+from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError
 from passionsr.utils.network import (
     PUBLIC_HUB,
@@ -178,7 +179,9 @@ def _part(cls: Any, folder: Path, name: str) -> nn.Module:
     except (
         Exception
     ) as err:  # diffusers and safetensors raise many kinds for a damaged or foreign file
-        reason = str(err).strip().splitlines()[0][:200]
+        file = part / (f"{stem}.fp16.safetensors" if variant else f"{stem}.safetensors")
+        instead = kind_of(file)
+        reason = f"{file.name} is {instead}" if instead else " ".join(str(err).split())[:200]
         raise UserError(f"{part}: cannot be loaded ({reason}); fetch it again") from None
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
