@@ -131,8 +131,8 @@ def _ask(endpoint: str, answers: queue.SimpleQueue[str | None]) -> None:
     problem: str | None = None
     try:
         open_url(request, 2 * PROBE_SECONDS).close()
-    except urllib.error.HTTPError as err:  # a hub may have no page at its root
-        if err.code >= 500 or err.code == 407:
+    except urllib.error.HTTPError as err:  # a hub may have no page at its root, or know no HEAD
+        if err.code == 407 or (err.code >= 500 and err.code != 501):
             problem = f"answers {err.code} {err.reason}"
     except (OSError, http.client.HTTPException, ValueError) as err:
         problem = f"does not answer ({getattr(err, 'reason', err)})"
