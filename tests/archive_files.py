@@ -10,7 +10,7 @@ from PIL import Image
 
 # Offsets of fields in a local and in a central header of a zip: flags, method, unpacked size.
 LOCAL, CENTRAL = (6, 8, 22), (8, 10, 24)
-QUOTA_PAGE = b"<!DOCTYPE html>\n<html><head><title>Quota\n exceeded</title></head><body></body></html>"
+QUOTA_PAGE = b"<!DOCTYPE html>\n<html><head><title>Quota\n exceeded</title></head></html>"
 
 
 def png(side=8, seed=0):
@@ -74,6 +74,5 @@ def corrupted(data):
     return data[: at - 20] + bytes([data[at - 20] ^ 1]) + data[at - 19 :]
 
 
-# What arrives in place of a zip of `pairs("a", "b")` -> what is said of it.
 GOOD = zipped(pairs("a", "b"))
 DEFLATED = zipped(pairs("a", "b"), zipfile.ZIP_DEFLATED)

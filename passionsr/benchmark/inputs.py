@@ -24,8 +24,8 @@ def missing_inputs(config: Config) -> list[str]:
     absent = [path for path in model_files(config) if not path.is_file()]
     if absent:
         missing.append(
-            f"model {config.model} is not whole: {absent[0]} is missing, which {MANIFEST} lists: get "
-            "the whole folder"
+            f"model {config.model} is not whole: {absent[0]} is missing, which {MANIFEST} lists: "
+            "get the whole folder"
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
     for outputs in config.external_outputs:

@@ -142,9 +142,7 @@ def _matching_images(sr: Path, hr: Path) -> list[tuple[str, np.ndarray, np.ndarr
         raise UserError(
             f"no HR image for {len(missing)} of {len(outputs)} outputs, first: {missing[0]}"
         )
-    loaded = [
-        (name, read_uint8(path), read_uint8(truths[name])) for name, path in outputs.items()
-    ]
+    loaded = [(name, read_uint8(path), read_uint8(truths[name])) for name, path in outputs.items()]
     for name, output, truth in loaded:
         if output.shape != truth.shape:
             raise UserError(

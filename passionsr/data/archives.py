@@ -1,4 +1,4 @@
-"""Archives: what is in one is checked before its first file is written, and nothing leaves the folder.
+"""Archives: what is in one is checked before its first file is written, inside its folder.
 
 A file that is no archive, or none that can be unpacked here, is a UserError. A disk that is full or
 cannot be written to is not the archive's fault: OSError with one of DISK_ERRORS.
@@ -175,7 +175,7 @@ def _tar_members(archive: Path, shown: Path, stack: ExitStack) -> Iterator[Membe
             _refuse_link(info.name, shown)
         if info.isfile():
             yield Member(info.name, info.size, functools.partial(tarred.extractfile, info))
-    # tarfile takes a file that stops between two members, or goes on with nonsense, for a whole one.
+    # tarfile takes a file that stops between two members, or goes on with nonsense, for whole.
     if last != bytes(_BLOCK):
         raise tarfile.ReadError("its end is missing")
 

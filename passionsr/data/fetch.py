@@ -19,7 +19,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
@@ -101,11 +101,12 @@ class Arrived:
         """Whether it was downloaded here and is not trusted yet; False for a user's own file."""
         return self.file != self.path
 
-    def trust(self) -> None:
+    def trusted(self) -> Arrived:
         """Give it its name."""
         if self.on_trial:
             os.replace(self.file, self.path)
             _tag(self.file).unlink(missing_ok=True)
+        return replace(self, file=self.path)
 
 
 # -- download -----------------------------------------------------------------------------------
@@ -178,9 +179,7 @@ def _save(response: Any, part: Path, start: int, total: int | None) -> int:
     return done
 
 
-def _complete(
-    url: str, part: Path, size: int | None, timeout: float, attempts: int
-) -> str | None:
+def _complete(url: str, part: Path, size: int | None, timeout: float, attempts: int) -> str | None:
     """Bring `part` up to the whole file; returns the reason if that fails, else None.
 
     Only a broken transfer is tried again. OSError with one of DISK_ERRORS: `part` cannot be
@@ -266,9 +265,7 @@ def download(
     A file already at `path` (put there by hand) is only checked. A wrong file that was downloaded
     here is deleted. Raises UserError naming every address that was tried.
     """
-    arrived = _arrive(archive, path, sha256, timeout, attempts)
-    arrived.trust()
-    return arrived.sha256
+    return _arrive(archive, path, sha256, timeout, attempts).trusted().sha256
 
 
 # -- sources ------------------------------------------------------------------------------------
@@ -307,9 +304,7 @@ def fetch_source(
     return target
 
 
-def _fetch(
-    source: Source, root: Path, locks: Path, check: Callable[[Path], None] | None
-) -> None:
+def _fetch(source: Source, root: Path, locks: Path, check: Callable[[Path], None] | None) -> None:
     lock_file = locks / f"{source.name}.json"
     lock = _read_lock(lock_file)
     arrived = []
@@ -324,9 +319,7 @@ def _fetch(
                 f"{err}. The expected hash was recorded in {lock_file} at the first download: if "
                 f"the publisher has changed the file since, take {archive.file} out of there"
             ) from None
-        if not one.new:
-            one.trust()
-        arrived.append(one)
+        arrived.append(one if one.new else one.trusted())
     with tempfile.TemporaryDirectory(dir=root, prefix=".unpack-") as temporary:
         folder = Path(temporary) / source.name
         folder.mkdir()
@@ -340,7 +333,7 @@ def _fetch(
                 check(folder)
         made = {}
         for archive, one in zip(source.archives, arrived, strict=True):
-            one.trust()
+            one.trusted()
             made[archive.file] = {"sha256": one.sha256, "size": one.path.stat().st_size}
             if one.new:
                 lock[archive.file] = made[archive.file]

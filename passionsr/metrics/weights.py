@@ -139,7 +139,7 @@ def hub_dir(cache: str | Path | None = None) -> Path:
 
 
 def hf_home(cache: str | Path | None = None) -> Path:
-    """The folder of Hugging Face's libraries: the user's, if one is set, or one beside `hub_dir`."""
+    """The folder of Hugging Face's libraries: the one the user has set, else beside `hub_dir`."""
     given = os.environ.get("HF_HOME")
     return Path(given).expanduser() if given else hub_dir(cache).parent / "hf"
 
@@ -341,9 +341,9 @@ def _convert(folder: Path, hub: Path) -> None:
 def ensure_weights(cache: str | Path | None = None) -> Path:
     """Make sure the offline metric weights lie in the private hub folder; return that folder.
 
-    Files already there are checked against the manifest written with them; where one of them is gone,
-    all are made anew. Of several processes one makes the files. Raises UserError if an archive cannot
-    be fetched or a file is damaged.
+    Files already there are checked against the manifest written with them; where one of them is
+    gone, all are made anew. Of several processes one makes the files. Raises UserError if an
+    archive cannot be fetched or a file is damaged.
     """
     hub = hub_dir(cache)
     manifest = hub / MANIFEST
@@ -362,8 +362,8 @@ def ensure_weights(cache: str | Path | None = None) -> Path:
         actual = sha256_file(path)
         if actual != digest:
             raise UserError(
-                f"{path}: sha256 is {actual}, expected {digest}; {wrong_content(path)}: delete it, and "
-                "it is made again"
+                f"{path}: sha256 is {actual}, expected {digest}; {wrong_content(path)}: delete it, "
+                "and it is made again"
             )
     return hub
 

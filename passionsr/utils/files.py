@@ -86,8 +86,8 @@ def check_sha256(path: str | Path, expected: str) -> None:
     actual = sha256_file(path)
     if actual != expected:
         raise UserError(
-            f"{path}: sha256 is {actual}, expected {expected}; {wrong_content(path)}: put the right "
-            "file there"
+            f"{path}: sha256 is {actual}, expected {expected}; {wrong_content(path)}: put the "
+            "right file there"
         )
 
 

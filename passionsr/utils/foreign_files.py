@@ -1,4 +1,4 @@
-"""Files that lie in a folder without being its content: of systems, editors, sync tools, writers."""
+"""Files that lie in a folder without being its content: of systems, editors and programs."""
 
 from __future__ import annotations
 

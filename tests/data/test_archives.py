@@ -41,14 +41,14 @@ def plain_tar():
         (made.corrupted(made.GOOD), f"Bad CRC-32 for file 'HR/b.png'; {DAMAGED}"),
         (made.corrupted(made.DEFLATED), DAMAGED),
         (made.tarred(made.pairs("a", "b"))[:-500], DAMAGED),
-        (plain_tar()[:-9000], "its end is missing; it is damaged or cut off"),
+        (plain_tar()[:10240], "its end is missing; it is damaged or cut off"),
         (plain_tar()[: 1024 + 300], "its end is missing; it is damaged or cut off"),
         (made.altered(made.GOOD, size=0xFFFFFFF0), "would become 4.29 GB and more, which no"),
         (tar_with_size(10**13), "would become 10 TB and more, which no archive of images does"),
         (made.zipped({}), "it holds no files"),
         (made.tarred({}), "it holds no files"),
         (made.zipped({"__MACOSX/._a.png": b"1", ".DS_Store": b"2"}), "it holds no file of a user"),
-        (made.zipped({"LR/a.png": b"1", "LR/A.png": b"2"}), "members 'LR/a.png' and 'LR/A.png' are"),
+        (made.zipped({"LR/a.png": b"1", "LR/A.png": b"2"}), "'LR/a.png' and 'LR/A.png' are one"),
         (made.zipped({"\u00e9.png": b"1", "e\u0301.png": b"2"}), "are one file on systems that do"),
         (made.zipped({"a": b"1", "a/b.png": b"2"}), "cannot be unpacked"),
         (made.zipped({"a\n.png": b"1"}), r"member 'a\\n.png' is no name of a file"),
@@ -101,8 +101,10 @@ def test_a_tar_that_holds_a_zip_is_a_tar(tmp_path):
 
 
 def test_only_chosen_members_matter_and_foreign_ones_stay_packed(tmp_path):
-    files = {**made.pairs("a"), "__MACOSX/LR/._a.png": b"1", "LR/.DS_Store": b"2", "x/Thumbs.db": b""}
-    (tmp_path / "a.zip").write_bytes(made.zipped({**files, "X/a": b"", "x/A": b""}))
+    foreign = {"__MACOSX/LR/._a.png": b"1", "LR/.DS_Store": b"2", "HR/Thumbs.db": b""}
+    (tmp_path / "a.zip").write_bytes(
+        made.zipped({**made.pairs("a"), **foreign, "X/a": b"", "x/A": b""})
+    )
     assert unpack(tmp_path / "a.zip", tmp_path / "out", ["LR/*", "HR/*"]) == 2
     with pytest.raises(UserError, match=r"it holds no HR_4/\*; its first file is LR/a\.png"):
         unpack(tmp_path / "a.zip", tmp_path / "more", ["HR_4/*"])
