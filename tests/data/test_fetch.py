@@ -76,7 +76,7 @@ def server():
         made.files, made.requests = {"/a.bin": BODY}, []
         made.ranges, made.cut_after, made.pause = True, [], 0.0
         made.url = f"http://127.0.0.1:{made.server_address[1]}"
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield made
         made.shutdown()
 
@@ -509,7 +509,7 @@ def test_a_server_that_answers_nonsense(tmp_path, status, headers):
     (tmp_path / "a.bin.part").write_bytes(b"1234")
     (tmp_path / "a.bin.part.etag").write_text('"1"')
     with Server(("127.0.0.1", 0), Nonsense) as made:
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         url = f"http://127.0.0.1:{made.server_address[1]}/a.bin"
         with pytest.raises(UserError, match=r"a\.bin could not be downloaded \(http"):
             download(Archive("a.bin", (url,)), tmp_path / "a.bin", SHA)
