@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, Self
 
 from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError
@@ -164,7 +164,7 @@ def _tar_members(archive: Path, shown: Path, stack: ExitStack) -> Iterator[Membe
 
     class Noted(tarfile.TarInfo):
         @classmethod
-        def frombuf(cls, buf: Any, encoding: str, errors: str) -> tarfile.TarInfo:
+        def frombuf(cls, buf: Any, encoding: str, errors: str) -> Self:
             nonlocal last
             last = bytes(buf)
             return super().frombuf(buf, encoding, errors)
