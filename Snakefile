@@ -39,6 +39,15 @@ rule all:
         SCORES,
 
 
+# What a killed start left: only products are looked at, because other files in the results folder are somebody's.
+if workflow.is_main_process:
+    try:
+        products = [*rules.all.input, *rules.proof.output, *paths.listed_images(CFG)]
+        recovery.look([Path(path) for path in products], sys.argv)
+    except UserError as err:
+        sys.exit(f"error: {err}")
+
+
 onstart:
     # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
     if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:

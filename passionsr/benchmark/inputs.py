@@ -6,23 +6,30 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from passionsr.benchmark.config import Config
-from passionsr.benchmark.paths import datasets_of
-from passionsr.models.family import get_family
+from passionsr.benchmark.paths import datasets_of, model_files
+from passionsr.data.image_folders import images_in
+from passionsr.models.family import MANIFEST, get_family
 
 
 def missing_inputs(config: Config) -> list[str]:
     """One line per weight or dataset that is not there: what to put where."""
     missing = []
     family = get_family(config.family)
-    if config.model not in family.built_in and not (Path(config.model) / "manifest.json").exists():
+    if config.model not in family.built_in and not (Path(config.model) / MANIFEST).exists():
         obtain = family.obtain.format(folder=config.model)
         missing.append(
-            f"model {config.model} is not there (no manifest.json in it): give the folder of a "
+            f"model {config.model} is not there (no {MANIFEST} in it): give the folder of a "
             f"model saved by passionsr{f', or make it: {obtain}' if obtain else ''}"
+        )
+    absent = [path for path in model_files(config) if not path.is_file()]
+    if absent:
+        missing.append(
+            f"model {config.model} is not whole: {absent[0]} is missing, which {MANIFEST} lists: "
+            "get the whole folder"
         )
     missing += [problem for d in datasets_of(config) if (problem := d.missing())]
     for outputs in config.external_outputs:
-        if not any(outputs.folder.glob("*.png")):
+        if not images_in(outputs.folder):
             missing.append(
                 f"external_outputs {outputs.name}: no PNG images in {outputs.folder}: set its "
                 "`folder:`"

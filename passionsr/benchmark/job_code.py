@@ -14,14 +14,17 @@ from passionsr.metrics.weights import weights_digest
 from passionsr.models.family import FAMILIES
 from passionsr.utils.code_digest import code_digest
 
-# Read the configuration, or fetch: the values that a job uses are parameters of its rule. This
-# module makes keys and no product; through it, metric weights would count for calibrations.
+# Read the configuration, fetch, or word errors: the values that a job uses are parameters of its
+# rule. This module makes keys and no product; through it, metric weights would count for
+# calibrations.
 LEFT_OUT = (
     "passionsr.benchmark.config",
     "passionsr.benchmark.job_code",
     "passionsr.data.fetch",
     "passionsr.metrics.registry",
     "passionsr.utils.checked_yaml",
+    "passionsr.utils.contents",
+    "passionsr.utils.network",
 )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
+from passionsr.data.image_folders import images_in
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ def build_jobs(config: Config, test: int, calibration: int) -> dict[str, Job]:
         scored = len(members) if members else len((FP32, BICUBIC))
         jobs.append(Job(f"score-{scheme}", test * scored, needs))
     for external in config.external_outputs:
-        count = len(list(external.folder.glob("*.png")))
+        count = len(images_in(external.folder))
         jobs.append(Job(f"score-{external.name}", count, ("data", "metric_weights")))
     calibrated = tuple(f"calibrate-{run.run_id}" for run in config.runs)
     inferred = tuple(f"infer-{run.run_id}" for run in config.runs)

@@ -26,8 +26,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
-from passionsr.data.crops import pairs_in
+from passionsr.data.crops import pairs_in, read_crops
 from passionsr.data.datasets import Dataset, ImagePair, read_sheet
+from passionsr.models.family import MANIFEST, get_family, read_manifest
 
 CALIBRATION = "calibration"
 # The folders that hold products; what else is in results/<name> describes one run of the workflow.
@@ -125,3 +126,36 @@ def data_sources(config: Config) -> list[Path]:
     for dataset in datasets_of(config):
         found += dataset.files() or ([dataset.marker] if dataset.marker else [])
     return [*lists, *found]
+
+
+def model_files(config: Config) -> list[Path]:
+    """The float model's files: its manifest and all that is listed there.
+
+    Empty for a built-in model and for one that is not there. Raises UserError as `read_manifest`.
+    """
+    folder = Path(config.model)
+    if config.model in get_family(config.family).built_in or not (folder / MANIFEST).is_file():
+        return []
+    return [folder / name for name in (MANIFEST, *sorted(read_manifest(folder)))]
+
+
+def listed_images(config: Config) -> list[Path]:
+    """The images that lists stand for: crops of photographs, and the outputs on datasets.
+
+    Those of datasets are known from the lists that are there. Images of the user's own datasets are
+    not among them.
+    """
+    found: list[Path] = []
+    if config.photos:
+        folder = config.results / "data" / CALIBRATION
+        crops = read_crops(config.calibration)[: config.limits.get("calibration")]
+        names = [f"{Path(crop.image).stem}.png" for crop in crops]
+        found += [folder / kind / name for kind in ("HR", "LR") for name in names]
+    if config.test:
+        return found
+    for run_id in (FP32, BICUBIC, *(run.run_id for run in config.runs)):
+        for path in image_files(config, run_id):
+            text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+            images = [line.partition("\t")[0] for line in text.splitlines()]
+            found += [path.with_suffix("") / f"{image}.png" for image in images]
+    return found

@@ -1,6 +1,8 @@
 """What a start of the workflow looks at first, because an earlier one may have been killed.
 
-A lock that nobody holds any more, files that were cut off, temporary files, files from the future.
+A lock that nobody holds any more, products that were cut off, temporary files, products from the
+future. Only what the workflow declares is looked at: whatever else lies in the results folder is
+somebody's, and is not touched.
 """
 
 from __future__ import annotations
@@ -14,13 +16,12 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from passionsr.benchmark.paths import PRODUCTS
-from passionsr.utils.files import TEMPORARY, UserError, write_json
+from passionsr.utils.files import TEMPORARY, UserError, write_json, writer_of
 
 HOLDER = Path(".snakemake") / "passionsr-holder.json"
 LOCKS = Path(".snakemake") / "locks"
@@ -45,7 +46,7 @@ def stale_lock(argv: Sequence[str]) -> str | None:
 
     argv: of the Snakemake that found the lock; its options are part of the command that unlocks.
     """
-    if "--unlock" in argv or not LOCKS.is_dir() or not any(LOCKS.iterdir()):
+    if "--unlock" in argv or not LOCKS.is_dir() or not any(LOCKS.glob("[0-9]*.lock")):
         return None
     try:
         holder = json.loads(HOLDER.read_text())
@@ -89,18 +90,9 @@ def is_whole(path: Path) -> bool:
         return stream.read() == end
 
 
-def check_whole(results: Path) -> None:
+def check_whole(products: Iterable[Path]) -> None:
     """UserError with the command that removes them, if products were cut off."""
-    files = [p for part in PRODUCTS for p in sorted((results / part).rglob("*"))]
-    files += sorted(results.glob("*.*"))
-    cut = [
-        str(p)
-        for p in files
-        if p.suffix in CHECKED
-        and not p.name.startswith(TEMPORARY)
-        and p.is_file()
-        and not is_whole(p)
-    ]
+    cut = [str(p) for p in products if p.suffix in CHECKED and p.is_file() and not is_whole(p)]
     if cut:
         raise UserError(
             f"{len(cut)} file{'s were' if len(cut) > 1 else ' was'} cut off (power loss, full "
@@ -109,22 +101,22 @@ def check_whole(results: Path) -> None:
 
 
 def remove_leftovers(results: Path) -> None:
-    """Delete temporary files whose process is gone: kill -9 leaves them."""
+    """Delete temporary files of `atomic_path` whose process is gone: kill -9 leaves them."""
     for path in results.rglob(f"{TEMPORARY}*"):
-        owner = path.name.removeprefix(TEMPORARY).split("-")[0]
-        if not (owner.isdigit() and _alive(int(owner))):
+        owner = writer_of(path.name)
+        if owner is not None and not _alive(owner):
             with contextlib.suppress(OSError):
                 path.unlink()
 
 
-def settle_clock(results: Path) -> None:
-    """Set the time stamp of files from the future (the clock was ahead then) to the present.
+def settle_clock(products: Iterable[Path]) -> None:
+    """Set the time stamp of products from the future (the clock was ahead then) to the present.
 
     Snakemake fails a job whose output is older than its input. Contents stay, and checksums decide
     what runs again.
     """
     now = time.time()
-    for path in results.rglob("*"):
+    for path in products:
         with contextlib.suppress(OSError):
             if path.is_file() and path.stat().st_mtime > now + 1:
                 os.utime(path, (now, now))
@@ -147,11 +139,14 @@ def explain_failure(results: Path) -> None:
         )
 
 
-def look(results: Path, argv: Sequence[str]) -> None:
-    """Before anything is planned: say what a killed start left for the user to decide about."""
+def look(products: Sequence[Path], argv: Sequence[str]) -> None:
+    """Before anything is planned: say what a killed start left for the user to decide about.
+
+    products: files that the workflow makes. argv: of this Snakemake.
+    """
     hint = stale_lock(argv)
     if hint is not None:
         print(hint, file=sys.stderr)
     elif "--unlock" not in argv:
-        settle_clock(results)
-        check_whole(results)
+        settle_clock(products)
+        check_whole(products)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
+from passionsr.data.image_folders import images_by_name, images_in
 from passionsr.data.images import read_uint8, to_tensor, upscale, write_uint8
 from passionsr.metrics.registry import check_metrics
 from passionsr.models.family import family_of_folder
@@ -112,7 +113,7 @@ def quantize_on_folder(
     """
     bits = parse_scheme(scheme)
     scale = family_of_folder(model).scale
-    files = sorted(calibration.glob("*.png"))
+    files = images_in(calibration)
     if not files:
         raise UserError(f"{calibration}: no PNG images for calibration (LR images, 1/{scale} size)")
     images = [read_uint8(file) for file in files]
@@ -133,15 +134,15 @@ def quantize_on_folder(
 
 def _matching_images(sr: Path, hr: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(name, SR, HR) of every PNG in `sr`; UserError unless each has an HR image of its size."""
-    outputs = sorted(sr.glob("*.png"))
+    outputs, truths = images_by_name(sr), images_by_name(hr)
     if not outputs:
         raise UserError(f"{sr}: no PNG images")
-    missing = [hr / path.name for path in outputs if not (hr / path.name).is_file()]
+    missing = [hr / path.name for name, path in outputs.items() if name not in truths]
     if missing:
         raise UserError(
             f"no HR image for {len(missing)} of {len(outputs)} outputs, first: {missing[0]}"
         )
-    loaded = [(path.stem, read_uint8(path), read_uint8(hr / path.name)) for path in outputs]
+    loaded = [(name, read_uint8(path), read_uint8(truths[name])) for name, path in outputs.items()]
     for name, output, truth in loaded:
         if output.shape != truth.shape:
             raise UserError(

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from passionsr.utils.foreign_files import is_foreign
 from passionsr.utils.system import peak_mib
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ def read_time(results: Path, label: str) -> JobTime | None:
 
 def job_times(results: Path) -> list[JobTime]:
     """Every finished job of results/<name>, in the order in which they began."""
-    labels = [path.stem for path in (results / BENCHMARKS).glob("*.tsv")]
+    files = (results / BENCHMARKS).glob("*.tsv")
+    labels = [path.stem for path in files if not is_foreign(path.name)]
     found = [made for label in labels if (made := read_time(results, label)) is not None]
     return sorted(found, key=lambda job: (job.began, job.label))
 

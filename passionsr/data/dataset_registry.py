@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
+from PIL import Image
 from pydantic import Field
 
 from passionsr.data.datasets import DATA, LOCKS, PAIRINGS, Dataset, expand
@@ -98,12 +101,41 @@ def load_sources(path: Path | None = None) -> dict[str, Source]:
 def fetch_dataset_source(name: str) -> Path:
     """Download, check and unpack a source into data/<name>; returns that folder.
 
-    Raises UserError for an unknown source, and as `fetch_source` does.
+    A new hash is recorded only after `check_source`. Raises UserError for an unknown source, and as
+    `fetch_source` does.
     """
     sources = load_sources()
     if name not in sources:
         raise UserError(f"source {name!r} is unknown; known: {', '.join(sources)}")
-    return fetch_source(sources[name], DATA, LOCKS)
+    check = functools.partial(check_source, name)
+    return fetch_source(sources[name], DATA, LOCKS, check)
+
+
+def check_source(name: str, folder: Path) -> None:
+    """UserError unless a folder holds all datasets of a source: all images, and all readable."""
+    for dataset_name, entry in load_registry().datasets.items():
+        if entry.source != name or entry.folder is not None:
+            continue
+        dataset = replace(dataset_from(DatasetChoice(dataset=dataset_name)), folder=folder)
+        try:
+            if not dataset.files():
+                wanted = " and no ".join(p for p in (dataset.lr, dataset.hr) if p)
+                raise UserError(f"dataset {dataset_name}: there is no {wanted}")
+            (dataset.pairs if dataset.lr else dataset.photos)()
+            for path in dataset.files():
+                _check_readable(path)
+        except UserError as err:
+            inside = str(err).replace(f"{folder}/", "").replace(str(folder), "it")
+            raise UserError(f"what was unpacked is not source {name}: {inside}") from None
+
+
+def _check_readable(path: Path) -> None:
+    try:
+        with Image.open(path) as image:
+            image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as err:
+        reason = str(err).replace(str(path), path.name)
+        raise UserError(f"{path}: cannot be read as an image ({reason})") from None
 
 
 def dataset_from(choice: DatasetChoice, path: Path | None = None) -> Dataset:

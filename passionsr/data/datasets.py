@@ -18,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from passionsr.data.fetch import FETCHED
+from passionsr.data.image_folders import images_in
 from passionsr.data.images import read_uint8
 from passionsr.utils.files import UserError, atomic_path, sha256_file
 
@@ -93,7 +94,8 @@ class Dataset:
 
     def files(self) -> list[Path]:
         """Every image file of the dataset, sorted; empty if it is not there."""
-        found = {p for pattern in (self.lr, self.hr) if pattern for p in self.folder.glob(pattern)}
+        patterns = [pattern for pattern in (self.lr, self.hr) if pattern]
+        found = {path for pattern in patterns for path in images_in(self.folder, pattern)}
         return sorted(found)
 
     def missing(self) -> str | None:
@@ -151,7 +153,7 @@ class Dataset:
     def _keys(self, pattern: str, suffix: str) -> dict[str, Path]:
         """Key -> file; UserError for a stem without the suffix or two files of one key."""
         found: dict[str, Path] = {}
-        for path in sorted(self.folder.glob(pattern)):
+        for path in images_in(self.folder, pattern):
             if not path.stem.endswith(suffix) or path.stem == suffix:
                 raise UserError(
                     f"dataset {self.name}: {path} does not end in {suffix}{path.suffix}, as its "

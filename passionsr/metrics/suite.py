@@ -18,6 +18,7 @@ from torch import Tensor
 from passionsr.data.images import to_tensor
 from passionsr.metrics.registry import METRICS, Metric, check_metrics
 from passionsr.metrics.weights import (
+    checked_downloads,
     ensure_weights,
     is_hub_only,
     unavailable_reason,
@@ -56,6 +57,7 @@ class MetricSuite:
     def __init__(self, names: Sequence[str], cache: str | Path | None = None):
         self.names = check_metrics(names)
         self.missing: dict[str, str] = {}
+        self.cache = cache
         ensure_weights(cache)
         use_private_hub(cache)
         self._models: dict[str, torch.nn.Module] = {}
@@ -77,14 +79,15 @@ class MetricSuite:
 
         chatter = io.StringIO()
         try:
-            with contextlib.redirect_stdout(chatter):
+            with contextlib.redirect_stdout(chatter), checked_downloads(metric.pyiqa, self.cache):
                 model = pyiqa.create_metric(
                     metric.pyiqa, device=torch.device("cpu"), **metric.settings
                 )
         except Exception as err:  # pyiqa raises whatever its downloads raise
             if not is_hub_only(metric.pyiqa):
                 raise
-            return f"pyiqa could not build it ({type(err).__name__}: {str(err).splitlines()[0]})"
+            reason = (str(err).splitlines() or [""])[0]
+            return f"pyiqa could not build it ({type(err).__name__}: {reason})"
         self._models[self._key(metric)] = model
         return None
 

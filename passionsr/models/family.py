@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 FAMILIES = {"osediff": "passionsr.models.osediff.family:OSEDIFF"}
 DEFAULT_FAMILY = "osediff"  # of configurations, model folders and artifacts that name none
 FAMILY_FILE = "family.json"  # in a model folder
+MANIFEST = "manifest.json"  # in a model folder: name -> sha256 of every file that is loaded
 
 LayerSet = Mapping[str, tuple[str, ...]]
 """Part -> shell-style patterns of layer names, such as {"unet": ("unet.conv_out",)}."""
@@ -217,3 +218,11 @@ def family_of_folder(folder: str | Path, given: Family | None = None) -> Family:
     path = Path(folder) / FAMILY_FILE
     name = read_json(path)["family"] if path.is_file() else DEFAULT_FAMILY
     return family_of_file(name, given, path)
+
+
+def read_manifest(folder: Path) -> dict[str, str]:
+    """File of a model folder -> its sha256; UserError if there is no manifest, or another file."""
+    listed = read_json(folder / MANIFEST)
+    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
+        raise UserError(f"{folder / MANIFEST}: not the manifest of a model; make the folder again")
+    return listed

@@ -7,11 +7,15 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from passionsr.models.family import FAMILY_FILE, Family, family_of_folder
+from passionsr.models.family import (
+    FAMILY_FILE,
+    MANIFEST,
+    Family,
+    family_of_folder,
+    read_manifest,
+)
 from passionsr.models.one_step import OneStepSR
-from passionsr.utils.files import UserError, check_sha256, read_json, sha256_file, write_json
-
-MANIFEST = "manifest.json"
+from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
 
 
 def _check_finite(module: nn.Module, name: str) -> None:
@@ -38,7 +42,7 @@ def load_model(folder: str | Path, family: Family | None = None) -> OneStepSR:
             f"{folder}: no model here (manifest.json is missing); give the folder of a model saved "
             "by passionsr, for example models/mini"
         )
-    for name, digest in read_json(folder / MANIFEST).items():
+    for name, digest in read_manifest(folder).items():
         check_sha256(folder / name, digest)
     model = family_of_folder(folder, family).load(folder).eval().requires_grad_(False)
     # Out of the memory-mapped file: kernels are chosen by alignment, so results would depend on it.

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passionsr.models.family import Family, SubModelSpec
+from passionsr.utils.contents import wrong_content
 from passionsr.utils.files import UserError
+from passionsr.utils.foreign_files import is_foreign
 
 if TYPE_CHECKING:
     from torch import nn
@@ -86,7 +88,12 @@ class VaeUnetFamily(Family):
         self.save_scheduler(folder)
         save_file({"context": model.context.contiguous()}, folder / CONTEXT)
         found = [folder / name for name in FOLDERS if (folder / name).is_dir()]
-        files = [path for part in found for path in sorted(part.iterdir())]
+        files = [
+            path
+            for part in found
+            for path in sorted(part.iterdir())
+            if path.is_file() and not is_foreign(path.name)
+        ]
         return [CONTEXT, *(path.relative_to(folder).as_posix() for path in files)]
 
     def save_scheduler(self, folder: Path) -> None:
@@ -119,7 +126,7 @@ class VaeUnetFamily(Family):
         """A built-in model or a model folder, on the meta device."""
         import torch
         from diffusers import AutoencoderKL, UNet2DConditionModel
-        from safetensors import safe_open
+        from safetensors import SafetensorError, safe_open
 
         if model in self.built_in:
             with torch.device("meta"):
@@ -127,8 +134,12 @@ class VaeUnetFamily(Family):
         folder = Path(model)
         if not (folder / CONTEXT).is_file():
             raise UserError(f"{folder}: no model here; give a folder saved by passionsr")
-        with safe_open(folder / CONTEXT, "pt") as file:
-            shape = file.get_slice("context").get_shape()
+        try:
+            with safe_open(folder / CONTEXT, "pt") as file:
+                shape = file.get_slice("context").get_shape()
+        except (SafetensorError, OSError):
+            problem = wrong_content(folder / CONTEXT)
+            raise UserError(f"{folder / CONTEXT}: {problem}; get the model folder again") from None
         return self.build(
             {
                 "alpha": self.alpha(),

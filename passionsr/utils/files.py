@@ -7,10 +7,13 @@ import csv
 import hashlib
 import json
 import os
+import re
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
+
+from passionsr.utils.contents import wrong_content
 
 TEMPORARY = ".tmp-"  # begins the name of a file that is being written, then comes its process
 
@@ -41,6 +44,12 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(name)
         raise
+
+
+def writer_of(name: str) -> int | None:
+    """The process that writes a temporary file of `atomic_path`; None for any other name."""
+    match = re.fullmatch(rf"{re.escape(TEMPORARY)}(\d+)-[a-z0-9_]{{8}}(\.[^.]+)?", name)
+    return int(match[1]) if match else None
 
 
 def write_text(path: str | Path, text: str) -> None:
@@ -77,8 +86,8 @@ def check_sha256(path: str | Path, expected: str) -> None:
     actual = sha256_file(path)
     if actual != expected:
         raise UserError(
-            f"{path}: sha256 is {actual}, expected {expected}; the file is damaged or of another "
-            "version: delete it and fetch it again"
+            f"{path}: sha256 is {actual}, expected {expected}; {wrong_content(path)}: put the "
+            "right file there"
         )
 
 

@@ -26,24 +26,32 @@ def results(tmp_path):
     write_csv(run / "fit.csv", [{"a": 1}], ("a",))
     save_file({"w": torch.arange(5)}, run / "model.safetensors", {"k": "v"})
     write_json(tmp_path / "metrics.json", {})
-    (run / "note.txt").write_text("no newline, not ours")
+    for note in ("note.txt", "note.md", "mine.csv", "._run.json", "._x.png", "x.png~"):
+        (run / note).write_text("no newline, not ours")
+    (run / "folder.png").mkdir()
     return tmp_path
 
 
+NAMES = [
+    "runs/a/x.png",
+    "runs/a/run.json",
+    "runs/a/fit.csv",
+    "runs/a/model.safetensors",
+    "metrics.json",
+]
+
+
+def products(results):
+    """What the workflow declares; a folder may stand in a product's place, too."""
+    return [results / name for name in (*NAMES, "runs/a/folder.png", "runs/a/missing.csv")]
+
+
 def test_whole_files_pass(results):
-    recovery.check_whole(results)
+    """And only products are looked at, never what somebody put beside them."""
+    recovery.check_whole(products(results))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "runs/a/x.png",
-        "runs/a/run.json",
-        "runs/a/fit.csv",
-        "runs/a/model.safetensors",
-        "metrics.json",
-    ],
-)
+@pytest.mark.parametrize("name", NAMES)
 def test_cut_files_are_named_with_the_command(results, name):
     path = results / name
     whole = path.read_bytes()
@@ -55,7 +63,7 @@ def test_cut_files_are_named_with_the_command(results, name):
         with pytest.raises(
             UserError, match=r"1 file was cut off.* give your command again: rm -f "
         ) as err:
-            recovery.check_whole(results)
+            recovery.check_whole(products(results))
         subprocess.run(str(err.value).split("again: ")[1], shell=True, check=True)
         assert not path.exists()
 
@@ -63,23 +71,30 @@ def test_cut_files_are_named_with_the_command(results, name):
 def test_leftovers_of_dead_processes_go(results):
     child = subprocess.Popen(["true"])
     child.wait()
-    dead = results / "runs" / f".tmp-{child.pid}-abc.png"
-    old = results / ".tmp-abc.json"  # without a process
-    for path in (dead, old):
+    dead = [
+        results / "runs" / f".tmp-{child.pid}-abcd_123.png",
+        results / f".tmp-{child.pid}-abcd_123",
+    ]
+    # Not as `atomic_path` names files: somebody's.
+    others = [results / ".tmp-abc.json", results / f".tmp-{child.pid}-notes.txt", results / ".tmp-"]
+    for path in (*dead, *others):
         path.write_text("x")
     with atomic_path(results / "new.json") as alive:
         recovery.remove_leftovers(results)
         assert alive.exists()
-    assert not dead.exists()
-    assert not old.exists()
+    assert not any(path.exists() for path in dead)
+    assert all(path.exists() for path in others)
 
 
 def test_files_from_the_future_become_files_of_now(results):
     ahead, before = results / "metrics.json", results / "runs" / "a" / "run.json"
+    note = results / "runs" / "a" / "note.md"
     old = before.stat().st_mtime_ns
-    os.utime(ahead, (time.time() + 1e6, time.time() + 1e6))
+    for path in (ahead, note):
+        os.utime(path, (time.time() + 1e6, time.time() + 1e6))
     content = ahead.read_bytes()
-    recovery.settle_clock(results)
+    recovery.settle_clock(products(results))
+    assert note.stat().st_mtime > time.time() + 1e5  # not ours to change
     assert ahead.stat().st_mtime <= time.time()
     assert ahead.read_bytes() == content
     assert before.stat().st_mtime_ns == old
@@ -138,4 +153,6 @@ def test_no_lock_no_word(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert recovery.stale_lock(ARGV) is None
     (tmp_path / recovery.LOCKS).mkdir(parents=True)
+    for name in (".DS_Store", "._0.input.lock", "note.txt"):
+        (tmp_path / recovery.LOCKS / name).write_text("x")
     assert recovery.stale_lock(ARGV) is None

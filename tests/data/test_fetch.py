@@ -15,10 +15,13 @@ import time
 import zipfile
 from http.server import BaseHTTPRequestHandler
 
+import archive_files as made_of
 import numpy as np
 import pytest
 
+from passionsr.data import archives, dataset_registry, fetch
 from passionsr.data.fetch import FETCHED, Archive, Source, download, fetch_source, unpack
+from passionsr.utils import network
 from passionsr.utils.files import UserError
 
 BODY = np.random.default_rng(0).integers(0, 256, 3_000_000, dtype=np.uint8).tobytes()
@@ -73,7 +76,7 @@ def server():
         made.files, made.requests = {"/a.bin": BODY}, []
         made.ranges, made.cut_after, made.pause = True, [], 0.0
         made.url = f"http://127.0.0.1:{made.server_address[1]}"
-        threading.Thread(target=made.serve_forever, daemon=True).start()
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
         yield made
         made.shutdown()
 
@@ -328,3 +331,201 @@ def test_command_line_names_the_way_out(server, tmp_path, monkeypatch, capsys):
     assert "source 'N' is unknown; known: S, G" in capsys.readouterr().err
     assert main(["fetch", "G"]) == 0
     assert (tmp_path / "data" / "G" / "1.png").read_bytes() == b"1"
+
+
+# -- trust --------------------------------------------------------------------------------------
+
+REGISTRY = """
+sources:
+  S:
+    archives: [{{file: a.zip, urls: [{urls}]}}]
+datasets:
+  D: {{source: S, lr: LR/*.png, hr: HR/*.png, count: 2}}
+"""
+WRONG = {
+    "quota-page": made_of.QUOTA_PAGE,
+    "quota-text": b"Quota exceeded, try again tomorrow",
+    "empty": b"",
+    "cut": made_of.GOOD[:3000],
+    "bad-crc": made_of.corrupted(made_of.GOOD),
+    "deflate64": made_of.altered(made_of.DEFLATED, method=9),
+    "encrypted": made_of.altered(made_of.GOOD, flags=1),
+    "multi-part": made_of.last_of_several(made_of.GOOD),
+    "empty-zip": made_of.zipped({}),
+    "rar": b"Rar!\x1a\x07\x01\x00" + bytes(99),
+    "other-content": made_of.zipped({"readme.txt": b"1"}),
+    "one-image-less": made_of.zipped(made_of.pairs("a")),
+    "no-partner": made_of.zipped({**made_of.pairs("a", "b"), "HR/c.png": made_of.png()}),
+    "cut-image": made_of.zipped({**made_of.pairs("a", "b"), "HR/b.png": made_of.png(32, 1)[:900]}),
+    "html-image": made_of.zipped({**made_of.pairs("a", "b"), "HR/b.png": made_of.QUOTA_PAGE}),
+}
+
+
+@pytest.fixture
+def registered(server, tmp_path, monkeypatch):
+    """A folder with a registry of one source and its dataset; what the server sends is `a.zip`."""
+    (tmp_path / "config").mkdir()
+    monkeypatch.chdir(tmp_path)
+
+    def register(*urls):
+        (tmp_path / "config" / "datasets.yaml").write_text(REGISTRY.format(urls=", ".join(urls)))
+
+    register(f"{server.url}/a.zip")
+    return register
+
+
+def files_below(folder):
+    return sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+
+
+PROVED = [
+    "config/datasets.lock/S.json",
+    "config/datasets.yaml",
+    "data/.archives/a.zip",
+    "data/S/HR/a.png",
+    "data/S/HR/b.png",
+    "data/S/LR/a.png",
+    "data/S/LR/b.png",
+    "data/S/fetched.json",
+]
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_no_hash_before_the_archive_has_proved_itself(server, registered, tmp_path, capsys, wrong):
+    """Served with status 200; nothing is left of it, and the right archive works afterwards."""
+    from passionsr.cli import main
+
+    server.files["/a.zip"] = WRONG[wrong]
+    assert main(["fetch", "S"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert files_below(tmp_path) == ["config/datasets.yaml"]
+    server.files["/a.zip"] = made_of.GOOD
+    assert main(["fetch", "S"]) == 0
+    assert files_below(tmp_path) == PROVED
+    lock = json.loads((tmp_path / "config" / "datasets.lock" / "S.json").read_text())
+    assert lock["a.zip"]["sha256"] == hashlib.sha256(made_of.GOOD).hexdigest()
+
+
+@pytest.mark.parametrize("wrong", ["quota-page", "cut", "one-image-less", "cut-image"])
+def test_a_users_own_file_is_never_removed(registered, tmp_path, capsys, wrong):
+    from passionsr.cli import main
+
+    own = tmp_path / "data" / ".archives" / "a.zip"
+    own.parent.mkdir(parents=True)
+    own.write_bytes(WRONG[wrong])
+    assert main(["fetch", "S"]) == 2
+    assert "put the right file at data/.archives/a.zip" in capsys.readouterr().err
+    assert own.read_bytes() == WRONG[wrong]
+    assert files_below(tmp_path) == ["config/datasets.yaml", "data/.archives/a.zip"]
+    own.write_bytes(made_of.GOOD)
+    assert main(["fetch", "S"]) == 0
+    assert files_below(tmp_path) == PROVED
+
+
+def test_the_next_address_is_tried_after_a_quota_page(server, registered, tmp_path):
+    server.files |= {"/quota": made_of.QUOTA_PAGE, "/a.zip": made_of.GOOD}
+    registered(f"{server.url}/quota", f"{server.url}/a.zip")
+    dataset_registry.fetch_dataset_source("S")
+    assert files_below(tmp_path) == PROVED
+
+
+def test_a_recorded_page_says_where_its_hash_stands(server, registered, tmp_path):
+    """A lock file of an earlier version: how to get out of it."""
+    lock = tmp_path / "config" / "datasets.lock" / "S.json"
+    lock.parent.mkdir()
+    lock.write_text(json.dumps({"a.zip": {"sha256": "0" * 64, "size": 1}}))
+    server.files["/a.zip"] = made_of.GOOD
+    with pytest.raises(UserError, match=r"recorded in config/datasets\.lock/S\.json at the first"):
+        dataset_registry.fetch_dataset_source("S")
+    for text in ("[1]", '{"a.zip": 1}', '{"a.zip": {"sha256": "no"}}', "no"):
+        lock.write_text(text)
+        with pytest.raises(UserError, match=r"S\.json: not "):
+            dataset_registry.fetch_dataset_source("S")
+
+
+def test_a_full_disk_while_unpacking_keeps_what_has_arrived(
+    server, registered, tmp_path, monkeypatch
+):
+    server.files["/a.zip"] = made_of.GOOD
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(archives.shutil, "copyfileobj", full)
+        with pytest.raises(UserError, match=r"cannot be written to data \(No space left on device"):
+            dataset_registry.fetch_dataset_source("S")
+    assert "data/.archives/a.zip.part" in files_below(tmp_path)
+    assert not (tmp_path / "config" / "datasets.lock").exists()
+    dataset_registry.fetch_dataset_source("S")
+    assert files_below(tmp_path) == PROVED
+    assert [r for _, r in server.requests] == [None, f"bytes={len(made_of.GOOD)}-"]
+
+
+def test_a_full_disk_while_downloading_is_no_broken_connection(
+    server, registered, tmp_path, monkeypatch
+):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    server.files["/a.zip"] = made_of.GOOD
+    monkeypatch.setattr(fetch, "_save", full)
+    with pytest.raises(UserError, match=r"S cannot be written to data \(No space left on device"):
+        dataset_registry.fetch_dataset_source("S")
+    assert len(server.requests) == 1
+
+
+def test_data_that_is_a_file(registered, tmp_path):
+    (tmp_path / "data").write_text("x")
+    with pytest.raises(UserError, match="S cannot be written to data"):
+        dataset_registry.fetch_dataset_source("S")
+
+
+@pytest.mark.parametrize(
+    ("status", "headers"),
+    [
+        (206, {}),
+        (206, {"Content-Range": "nonsense"}),
+        (416, {}),
+        (200, {"Content-Length": "many"}),
+        (503, {}),
+        (429, {}),
+    ],
+    ids=str,
+)
+def test_a_server_that_answers_nonsense(tmp_path, status, headers):
+    """One line, and a part of an earlier attempt does not stand in the way of the next."""
+
+    class Nonsense(BaseHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            self.send_response(status)
+            for name, value in headers.items():
+                self.send_header(name, value)
+            self.end_headers()
+
+    (tmp_path / "a.bin.part").write_bytes(b"1234")
+    (tmp_path / "a.bin.part.etag").write_text('"1"')
+    with Server(("127.0.0.1", 0), Nonsense) as made:
+        threading.Thread(target=made.serve_forever, args=(0.01,), daemon=True).start()
+        url = f"http://127.0.0.1:{made.server_address[1]}/a.bin"
+        with pytest.raises(UserError, match=r"a\.bin could not be downloaded \(http"):
+            download(Archive("a.bin", (url,)), tmp_path / "a.bin", SHA)
+        made.shutdown()
+
+
+def test_another_size_is_refused_before_it_is_received(server, tmp_path):
+    with pytest.raises(UserError, match="size is 3000000, expected 5"):
+        download(archive(server, size=5), tmp_path / "a.bin", None)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_archive_on_the_hub_comes_from_the_users_endpoint(server, registered, monkeypatch):
+    server.files["/datasets/o/n/resolve/main/a.zip"] = made_of.GOOD
+    registered(f"{network.PUBLIC_HUB}/datasets/o/n/resolve/main/a.zip")
+    monkeypatch.setenv("HF_ENDPOINT", f"{server.url}/")
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    dataset_registry.fetch_dataset_source("S")
+    assert [path for path, _ in server.requests] == ["/datasets/o/n/resolve/main/a.zip"]

@@ -2,6 +2,7 @@
 
 import contextlib
 import csv
+import hashlib
 import math
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from archive_files import GOOD, QUOTA_PAGE
 from vectors import load
 
 from passionsr.data.images import read_uint8, to_tensor
@@ -115,13 +117,21 @@ def test_hub_metrics_say_why_and_how(monkeypatch, tmp_path):
 
     None in the scores, a reason that names the file, and the others still scored.
     """
-    monkeypatch.setattr(metric_weights, "hub_is_reachable", lambda: False)
+    monkeypatch.setattr(metric_weights, "hub_problem", lambda: "the model hub X does not answer")
     reason = unavailable_reason("musiq", tmp_path)
-    assert "musiq_koniq_ckpt-e95806b9.pth is missing" in reason
+    assert "musiq_koniq_ckpt-e95806b9.pth is missing and the model hub X does not answer" in reason
     assert "put the file there" in reason
     assert unavailable_reason("lpips", tmp_path) is None
     (tmp_path / "hub" / "pyiqa").mkdir(parents=True)
-    (tmp_path / "hub" / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth").touch()
+    weights = tmp_path / "hub" / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth"
+    weights.write_bytes(GOOD)
+    assert unavailable_reason("musiq", tmp_path) is None
+    for data, words in ((b"", "empty"), (QUOTA_PAGE, "an HTML page ('Quota exceeded')")):
+        weights.write_bytes(data)
+        reason = unavailable_reason("musiq", tmp_path)
+        assert reason == f"{weights} is {words}, no weights; put the right file there"
+    weights.unlink()
+    monkeypatch.setattr(metric_weights, "hub_problem", lambda: None)
     assert unavailable_reason("musiq", tmp_path) is None
     monkeypatch.setattr(
         "passionsr.metrics.suite.unavailable_reason",
@@ -176,6 +186,79 @@ def test_damaged_weights_are_noticed(tmp_path, monkeypatch):
     (hub / metric_weights.MANIFEST).write_text('{"x.pth": "00"}')
     with pytest.raises(UserError, match=r"x\.pth: sha256 is"):
         metric_weights.ensure_weights(tmp_path)
+
+
+def test_weights_that_vanished_are_made_again(tmp_path, monkeypatch):
+    made = []
+
+    def convert(folder, hub):
+        made.append(folder)
+        for name in metric_weights.OFFLINE_FILES:
+            (hub / name).parent.mkdir(parents=True, exist_ok=True)
+            (hub / name).write_text(str(folder))
+
+    monkeypatch.setattr(metric_weights, "_convert", convert)
+    hub = metric_weights.ensure_weights(tmp_path)
+    (hub / metric_weights.NIQE).unlink()  # as the message about a damaged one says
+    metric_weights.ensure_weights(tmp_path)
+    assert len(made) == 2
+    (hub / metric_weights.MANIFEST).write_text("[]")
+    with pytest.raises(UserError, match="not the list of weights made here; delete it"):
+        metric_weights.ensure_weights(tmp_path)
+
+
+def test_a_page_in_place_of_weights_is_removed_if_it_was_fetched_here(tmp_path, monkeypatch):
+    """The first run says why the metric is n/a; the next one is not stuck with the page."""
+    weights = tmp_path / "hub" / "pyiqa" / "musiq_koniq_ckpt-e95806b9.pth"
+    weights.parent.mkdir(parents=True)
+
+    def build(data):
+        with metric_weights.checked_downloads("musiq", tmp_path):
+            if data is not None:
+                weights.write_bytes(data)
+            raise RuntimeError("cannot be loaded")
+
+    for data in (QUOTA_PAGE, b"", GOOD[:400]):
+        with pytest.raises(RuntimeError, match="cannot be loaded"):
+            build(data)
+        assert not weights.exists()
+    with pytest.raises(RuntimeError):
+        build(GOOD)
+    assert weights.exists()  # whole: something else was wrong
+    weights.write_bytes(QUOTA_PAGE)
+    with pytest.raises(RuntimeError):
+        build(None)
+    assert weights.exists()  # it had been there before
+
+
+def test_the_users_hugging_face_folder_is_respected(tmp_path, monkeypatch):
+    monkeypatch.delenv("HF_HOME", raising=False)
+    assert metric_weights.hf_home(tmp_path) == tmp_path / "hf"
+    monkeypatch.setattr(metric_weights, "hub_problem", lambda: "HF_HUB_OFFLINE is set")
+    reason = unavailable_reason("maniqa", tmp_path)
+    assert "is missing and HF_HUB_OFFLINE is set; put the file there (it also wants" in reason
+    assert f"in the Hugging Face cache {tmp_path}/hf)" in reason
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "mine"))
+    assert f"in the Hugging Face cache {tmp_path}/mine)" in unavailable_reason("maniqa", tmp_path)
+
+
+def test_a_folder_of_wheels_may_hold_other_files(tmp_path, monkeypatch):
+    monkeypatch.setenv("PASSIONSR_WHEELS", str(tmp_path))
+    (tmp_path / "DISTS_pytorch-0.1-unpacked").mkdir()
+    (tmp_path / "DISTS_pytorch-0.1-py3-none-any.whl").write_bytes(GOOD)
+    monkeypatch.setitem(
+        metric_weights.SOURCES,
+        "DISTS-pytorch",
+        ("DISTS-pytorch==0.1", "wheel", hashlib.sha256(GOOD).hexdigest()),
+    )
+    (tmp_path / "DISTS_pytorch-0.1-py3-none-any.asc").write_text("signature")
+    assert metric_weights._archive("DISTS-pytorch", tmp_path).suffix == ".whl"
+    (tmp_path / "DISTS_pytorch-0.1-py3-none-any.whl").write_bytes(QUOTA_PAGE)
+    with pytest.raises(UserError, match=r"expected DISTS-pytorch==0\.1 with sha256 "):
+        metric_weights._archive("DISTS-pytorch", tmp_path)
+    monkeypatch.setenv("PASSIONSR_WHEELS", str(tmp_path / "none"))
+    with pytest.raises(UserError, match="which is no folder; correct or unset it"):
+        metric_weights._archive("DISTS-pytorch", tmp_path)
 
 
 def test_unreachable_registry_is_one_clear_error(tmp_path, monkeypatch):

@@ -10,11 +10,13 @@ import shutil
 
 import pytest
 import torch
+from archive_files import QUOTA_PAGE
 from osediff_files import make_checkpoint, unet_lists, unmerged, vae_list
 from vectors import load, relative
 
 from passionsr.cli import main
 from passionsr.models.folder import load_model, save_model
+from passionsr.models.osediff import sd21
 from passionsr.models.osediff.importer import (
     PartUpdate,
     import_osediff,
@@ -25,6 +27,7 @@ from passionsr.models.osediff.importer import (
 )
 from passionsr.models.osediff.sd21 import (
     HUB_BASES,
+    LOCAL_HINT,
     check_empty_context,
     embed_prompt,
     find_base,
@@ -161,6 +164,11 @@ def damaged_base(place):
     path.write_bytes(path.read_bytes()[:5000])
 
 
+def page(*names):
+    """A step that puts an error page in a file's place."""
+    return lambda place: place.joinpath(*names).write_bytes(QUOTA_PAGE)
+
+
 def foreign_base(place):
     from safetensors.torch import load_file, save_file
 
@@ -251,6 +259,26 @@ CASES = {
         "config.json is missing",
     ),
     "damaged base": (damaged_base, [], "unet: cannot be loaded"),
+    "page as checkpoint": (
+        page("osediff.pkl"),
+        [],
+        "not a checkpoint, truncated or damaged (it is an HTML page ('Quota exceeded'))",
+    ),
+    "page as weights": (
+        page("base", "vae", "diffusion_pytorch_model.safetensors"),
+        [],
+        "vae: cannot be loaded (diffusion_pytorch_model.safetensors is an HTML page",
+    ),
+    "page as context": (
+        page("context.pt"),
+        [],
+        "context.pt: not a checkpoint, truncated or damaged (it is an HTML page",
+    ),
+    "page as schedule": (
+        page("base", "scheduler", "scheduler_config.json"),
+        [],
+        "base/scheduler: cannot be loaded (",
+    ),
     "foreign base": (
         foreign_base,
         [],
@@ -405,8 +433,17 @@ def test_context_is_asked_for_where_nothing_gives_it(place):
 # -- hub ------------------------------------------------------------------------------------------
 
 
-def test_hub_falls_back_to_mirrors(monkeypatch, tmp_path):
+@pytest.fixture
+def hub(monkeypatch):
+    """Sets what is wrong with the hub, None for nothing, and asks the public one."""
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    monkeypatch.setattr(sd21, "stay_offline_without_hub", lambda: None)
+    return lambda problem: monkeypatch.setattr(sd21, "hub_problem", lambda: problem)
+
+
+def test_hub_falls_back_to_mirrors(monkeypatch, tmp_path, hub):
     asked = []
+    hub(None)
 
     def snapshot(name, revision, allow_patterns):
         asked.append((name, revision))
@@ -420,10 +457,56 @@ def test_hub_falls_back_to_mirrors(monkeypatch, tmp_path):
     assert all(len(commit) == 40 for _, commit in HUB_BASES)
 
 
-def test_unreachable_hub_names_the_local_option(monkeypatch):
+def test_a_hub_that_does_not_answer_is_not_asked_again(monkeypatch, tmp_path, hub):
+    """A snapshot in the cache is taken; without one, one line says what is wrong with the hub."""
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append(options["local_files_only"])
+        if len(asked) < 3:
+            raise FileNotFoundError("not in the cache")
+        return str(tmp_path)
+
+    hub("HF_HUB_OFFLINE is set")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    assert find_base(None) == tmp_path
+    assert asked == [True] * 3
+    asked[:] = []
+    with pytest.raises(UserError) as error:
+        find_base("owner/name", "0" * 40)
+    assert str(error.value) == (
+        "Stable Diffusion 2.1-base cannot be fetched (HF_HUB_OFFLINE is set, and the cache has "
+        f"none of owner/name); {LOCAL_HINT}"
+    )
+
+
+def test_the_users_endpoint_is_asked(monkeypatch, tmp_path, hub):
+    asked = []
+
+    def snapshot(name, **options):
+        asked.append(options.get("endpoint"))
+        return str(tmp_path)
+
+    hub(None)
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
+    monkeypatch.setenv("HF_ENDPOINT", "http://mirror.example/")
+    assert find_base(None) == tmp_path
+    assert asked == ["http://mirror.example"]
+
+
+@pytest.mark.parametrize("endpoint", ["mirror.example", "https://"])
+def test_an_endpoint_that_is_no_address(monkeypatch, endpoint):
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    with pytest.raises(UserError, match=f"HF_ENDPOINT is '{endpoint}', expected the address"):
+        find_base(None)
+
+
+def test_unreachable_hub_names_the_local_option(monkeypatch, hub):
     def snapshot(name, **_):
         raise ConnectionError(f"{name} unreachable\nmore")
 
+    hub(None)
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot)
     with pytest.raises(UserError, match="--base a local folder") as error:
         find_base(None)

@@ -18,6 +18,7 @@ from passionsr.benchmark.job_code import (
 )
 from passionsr.data.datasets import DATA as FETCHED_IN
 from passionsr.data.fetch import FETCHED
+from passionsr.data.image_folders import images_in
 from passionsr.metrics.registry import METRICS
 from passionsr.models.family import get_family
 from passionsr.report.table_list import table_files
@@ -29,8 +30,7 @@ try:
     FAMILY = get_family(CFG.family)
     TEST, CALIBRATION = paths.data_files(CFG)
     MISSING = missing_inputs(CFG)
-    if workflow.is_main_process:
-        recovery.look(CFG.results, sys.argv)
+    MODEL_FILES = [str(path) for path in paths.model_files(CFG)]
 except UserError as err:
     sys.exit(f"error: {err}")
 
@@ -40,15 +40,6 @@ if MISSING and workflow.is_main_process:
 FAMILY_CODE = family_code(CFG.family)
 RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
-MODEL_FILES = (
-    []
-    if CFG.model in FAMILY.built_in
-    else sorted(
-        str(p)
-        for p in Path(CFG.model).rglob("*")
-        if p.suffix in {".json", ".safetensors"}
-    )
-)
 # glibc maps and unmaps every large tensor by default; page faults were a quarter of a calibration step.
 MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
 # This interpreter and this checkout by relative names: a job's command is what decides whether it runs again, and

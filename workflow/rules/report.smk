@@ -44,7 +44,7 @@ rule score_external:
             str(p)
             for e in CFG.external_outputs
             if e.name == wildcards.external
-            for p in e.folder.glob("*.png")
+            for p in images_in(e.folder)
         ),
     output:
         update([f"{RESULTS}/scores/{{external}}/{name}.csv" for name in CFG.metrics]),

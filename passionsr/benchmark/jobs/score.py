@@ -22,6 +22,7 @@ from passionsr.benchmark.image_lists import check_image_lists
 from passionsr.benchmark.job_code import metric_code
 from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, sheet
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
+from passionsr.data.image_folders import composed, images_by_name
 from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS, check_metrics
 from passionsr.metrics.weights import ensure_weights, unavailable_reason
@@ -86,7 +87,11 @@ def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
     external = {g.name: g for g in config.external_outputs}.get(run_id)
     if external:
         pairs = read_sheet(sheet(config, external.dataset))
-        return [ScoredImage(pair, external.folder / f"{pair.image}.png", None) for pair in pairs]
+        given = images_by_name(external.folder)
+        outputs = [
+            given.get(composed(pair.image), external.folder / f"{pair.image}.png") for pair in pairs
+        ]
+        return [ScoredImage(*both, None) for both in zip(pairs, outputs, strict=True)]
     check_image_lists(config, run_id)
     images, floats = (image_folder(config, r) for r in (run_id, FP32))
     return [

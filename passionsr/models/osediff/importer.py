@@ -26,7 +26,9 @@ from passionsr.models.osediff.sd21 import (
     has_text_encoder,
     load_base,
 )
+from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
+from passionsr.utils.foreign_files import is_foreign
 
 log = logging.getLogger(__name__)
 
@@ -74,6 +76,11 @@ def load_pickle(path: str | Path) -> Any:
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: file not found")
+    instead = kind_of(path)
+    if instead:
+        raise UserError(
+            f"{path}: not a checkpoint, truncated or damaged (it is {instead}); fetch it again"
+        )
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as err:
@@ -200,7 +207,9 @@ def read_context(path: str | Path) -> Tensor:
         try:
             value = next(iter(load_file(path).values()), None)
         except (OSError, SafetensorError) as err:
-            raise UserError(f"{path}: cannot be read ({str(err)[:120]})") from None
+            instead = kind_of(path) if path.is_file() else None
+            reason = f"it is {instead}" if instead else str(err)[:120]
+            raise UserError(f"{path}: cannot be read ({reason})") from None
     if not isinstance(value, Tensor):
         raise UserError(f"{path}: expected one tensor [1, 77, 1024]")
     return value
@@ -217,6 +226,10 @@ def _context(base: Path, supplied: str | Path | None, dim: int) -> tuple[Tensor,
         f"{base}: no text_encoder/ and tokenizer/ to compute the empty prompt's embedding: "
         "give --context, PassionSR's empty_context_embedding.pt"
     )
+
+
+def _foreign(_: str, names: list[str]) -> list[str]:
+    return [name for name in names if is_foreign(name)]
 
 
 @contextmanager
@@ -286,7 +299,7 @@ def import_osediff(
     with _new_folder(output) as temporary:
         if entry == "osediff":
             for part in ("text_encoder", "tokenizer"):
-                shutil.copytree(folder / part, temporary / part)
+                shutil.copytree(folder / part, temporary / part, ignore=_foreign)
         write_json(temporary / "import.json", card)
         save_model(OneStepSR(vae, unet, embedding, family=OSEDIFF), temporary)
     return card

@@ -17,7 +17,14 @@ from torch import Tensor, nn
 
 from passionsr.models.one_step import OneStepSR
 from passionsr.models.osediff.family import OSEDIFF
+from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError
+from passionsr.utils.network import (
+    PUBLIC_HUB,
+    hub_endpoint,
+    hub_problem,
+    stay_offline_without_hub,
+)
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +111,8 @@ def find_base(
         base: local folder or "owner/name"; None for the pinned repositories in order.
         revision: commit of a hub id that is not one of `bases` (those have their own).
         bases: (repository, commit) pairs.
-    Raises UserError naming what every repository answered, and the local option.
+    The hub is the one that HF_ENDPOINT names; where it does not answer, snapshots in the cache are
+    taken. Raises UserError naming what every repository answered, and the local option.
     """
     if base is not None and Path(base).is_dir():
         return Path(base)
@@ -119,6 +127,11 @@ def find_base(
                 f"(a commit), or {LOCAL_HINT}"
             )
         bases = [(base, commit)]
+    stay_offline_without_hub()
+    problem = hub_problem()
+    options: dict[str, Any] = {"local_files_only": True} if problem else {}
+    if hub_endpoint() != PUBLIC_HUB:
+        options["endpoint"] = hub_endpoint()
     import huggingface_hub
 
     answers = []
@@ -127,7 +140,7 @@ def find_base(
             log.info("fetching %s at %s", name, commit)
             return Path(
                 huggingface_hub.snapshot_download(
-                    name, revision=commit, allow_patterns=list(HUB_FILES)
+                    name, revision=commit, allow_patterns=list(HUB_FILES), **options
                 )
             )
         except (
@@ -135,6 +148,8 @@ def find_base(
         ) as err:  # every way of not getting it counts: offline, withdrawn, gated, moved
             reason = str(err).strip().splitlines()
             answers.append(f"{name}: {type(err).__name__} {reason[0][:120] if reason else ''}")
+    if problem:
+        answers = [f"{problem}, and the cache has none of {', '.join(name for name, _ in bases)}"]
     raise UserError(
         f"Stable Diffusion 2.1-base cannot be fetched ({'; '.join(answers)}); {LOCAL_HINT}"
     )
@@ -164,7 +179,9 @@ def _part(cls: Any, folder: Path, name: str) -> nn.Module:
     except (
         Exception
     ) as err:  # diffusers and safetensors raise many kinds for a damaged or foreign file
-        reason = str(err).strip().splitlines()[0][:200]
+        file = part / (f"{stem}.fp16.safetensors" if variant else f"{stem}.safetensors")
+        instead = kind_of(file)
+        reason = f"{file.name} is {instead}" if instead else " ".join(str(err).split())[:200]
         raise UserError(f"{part}: cannot be loaded ({reason}); fetch it again") from None
     wrong = sorted(info["missing_keys"]) + sorted(info["unexpected_keys"])
     if wrong:
@@ -182,7 +199,13 @@ def check_scheduler(folder: Path) -> None:
 
     if not (folder / "scheduler" / "scheduler_config.json").is_file():
         raise UserError(f"{folder}/scheduler: scheduler_config.json is missing; {LOCAL_HINT}")
-    scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    try:
+        scheduler = DDPMScheduler.from_pretrained(folder / "scheduler", local_files_only=True)
+    except (OSError, ValueError) as err:
+        reason = " ".join(str(err).split())[:200]
+        raise UserError(
+            f"{folder}/scheduler: cannot be loaded ({reason}); fetch it again"
+        ) from None
     if scheduler.config.prediction_type != "epsilon":
         raise UserError(
             f"{folder}/scheduler: prediction_type is {scheduler.config.prediction_type}, expected "

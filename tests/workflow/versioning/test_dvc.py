@@ -6,11 +6,13 @@ The tests share one repository, run in order and leave it as they found it: at t
 `versioned`, in sync.
 """
 
+import hashlib
 import json
 import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -278,6 +280,86 @@ def test_a_list_stands_for_its_folder(guard, tmp_path):
     assert guard.product(images / "b.png", tmp_path) == images / "b.png"
     assert guard.product(images / "set.tsv", tmp_path) == images / "set.tsv"
     assert guard.product(tmp_path / "metrics.json", tmp_path) == tmp_path / "metrics.json"
+
+
+@pytest.fixture
+def guarded(guard, tmp_path, monkeypatch):
+    """Runs the guard on results/x with a Snakemake that asks for `asked`; the files before it ran.
+
+    Snakemake has a record of `recorded`, all of another time; DVC's cache has `cached`.
+    """
+    monkeypatch.chdir(tmp_path)
+    results = Path("results/x")
+    monkeypatch.setattr(guard, "load_config", lambda _: SimpleNamespace(results=results))
+
+    def run(files, asked, recorded=(), cached=()):
+        for name in files:
+            (results / name).parent.mkdir(parents=True, exist_ok=True)
+            (results / name).write_text(name)
+        for name in recorded:
+            place = guard.record(results / name)
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text('{"endtime": 1.0}')
+        for name in cached:
+            md5 = hashlib.md5(name.encode()).hexdigest()
+            place = guard.CACHE / md5[:2] / md5[2:]
+            place.parent.mkdir(parents=True, exist_ok=True)
+            place.write_text(name)
+        before = []
+
+        def snakemake(*arguments, **_):
+            there = [f for f in results.rglob("*") if f.is_file()]
+            if "--list-untracked" not in arguments:
+                before.extend(sorted(f.relative_to(results).as_posix() for f in there))
+                return None
+            wanted = {results / name for name in asked}
+            # As Snakemake does, which never names hidden files.
+            return "\n".join(str(f) for f in there if f not in wanted and f.name[0] != ".")
+
+        monkeypatch.setattr(guard, "snakemake", snakemake)
+        guard.run_benchmark(Path("x.yaml"))
+        after = sorted(f.relative_to(results).as_posix() for f in results.rglob("*") if f.is_file())
+        return before, after
+
+    return run
+
+
+NOTES = [
+    "tables/note.md",
+    "tables/.DS_Store",
+    "runs/a/NOTES.txt",
+    "figures/mine.png",
+    "images/a/a.md",
+]
+
+
+def test_the_guard_deletes_products_only(guarded):
+    """Products that Snakemake did not write last go before it runs; nobody's note ever does."""
+    files = ["tables/table2.md", "runs/a/run.json", *NOTES]
+    before, after = guarded(files, asked=["tables/table2.md", "runs/a/run.json"], cached=files)
+    assert before == after == sorted(NOTES)
+
+
+def test_the_guard_removes_runs_that_nothing_asks_for(guarded):
+    """Those of another configuration: known to Snakemake here, or in DVC's cache."""
+    made = ["runs/b/run.json", "tables/released.md"]
+    brought = ["runs/c/fit.csv", "images/c/0.png", "scores/c/psnr.csv"]
+    own = ["runs/d/fit.csv", "images/a/0.png"]  # in no cache: deleting it would lose it
+    before, after = guarded(
+        [*made, *brought, *own, *NOTES], asked=[], recorded=made, cached=[*brought, *NOTES]
+    )
+    assert before == sorted([*made, *brought, *own, *NOTES])
+    assert after == sorted([*own, *NOTES])
+
+
+def test_a_file_that_a_list_does_not_name_is_nobodys_output(guarded):
+    """`images/a/set.tsv` stands for the images that it names, not for all in the folder."""
+    files = ["images/a/set/0801x4.png", "images/a/set/mine.png"]
+    results = Path("results/x/images/a")
+    results.mkdir(parents=True)
+    (results / "set.tsv").write_text("0801x4\t00\n")
+    _, after = guarded(files, asked=["images/a/set.tsv"])
+    assert after == ["images/a/set/mine.png"]
 
 
 def test_dvc_yaml_and_the_guard_name_the_same_folders(guard):
