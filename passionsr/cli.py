@@ -22,6 +22,7 @@ from typer import Argument, Option
 from passionsr import __version__
 from passionsr.utils.command_line import SeveralValues, takes_options
 from passionsr.utils.files import UserError
+from passionsr.utils.own_code import check_folder
 
 USAGE_ERROR = 2
 MODEL, RESULTS = Path("models/mini"), Path("results/mini")
@@ -389,7 +390,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; `argv` without the program's name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = sys.argv[1:] if argv is None else list(argv)
-    return guarded(lambda: _command().main(args=args, prog_name="passionsr", standalone_mode=False))
+
+    def run() -> int | None:
+        if args and not {"-h", "--help", "--version"} & set(args):
+            check_folder(Path.cwd())
+        return _command().main(args=args, prog_name="passionsr", standalone_mode=False)
+
+    return guarded(run)
 
 
 if __name__ == "__main__":
