@@ -73,6 +73,7 @@ def program(
     ] = False,
 ) -> None:
     """The options that stand before a command; the help text is that of `app`."""
+    check_folder(Path.cwd())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -390,13 +391,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; `argv` without the program's name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = sys.argv[1:] if argv is None else list(argv)
-
-    def run() -> int | None:
-        if args and not {"-h", "--help", "--version"} & set(args):
-            check_folder(Path.cwd())
-        return _command().main(args=args, prog_name="passionsr", standalone_mode=False)
-
-    return guarded(run)
+    return guarded(lambda: _command().main(args=args, prog_name="passionsr", standalone_mode=False))
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ MB = 1_000_000  # as Snakemake's mem_mb
 LEAST_RESERVE_MB, RESERVED_SHARE = 1000, 0.1
 # Of a control group, in its folder: version 2, then 1. Above memory.high its processes are slowed.
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-# `ulimit -v` and `ulimit -d` are per process; taken for all jobs together they are on the safe side.
+# Per process; taken for all jobs together they are on the safe side.
 ULIMITS = {"ulimit -v": resource.RLIMIT_AS, "ulimit -d": resource.RLIMIT_DATA}
 
 

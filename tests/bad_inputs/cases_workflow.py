@@ -16,6 +16,7 @@ from passionsr.utils.own_code import PACKAGE
 
 ROOT = PACKAGE.parent
 FILE = "--config file=config/mini.yaml"
+KNOWN = f"known: file, the path of a configuration ({FILE})"
 SNAKEMAKE = ["$", "snakemake", "-n", "-s", str(ROOT / "Snakefile")]
 
 
@@ -123,10 +124,10 @@ def of_dvc(folder):
 
 CHOICES = [
     ("unknown key of --config", choice({"fle": "config/small.yaml"}),
-     f"--config fle=config/small.yaml: unknown key; known: file, the path of a configuration ({FILE})"),
+     f"--config fle=config/small.yaml: unknown key; {KNOWN}"),
     ("a benchmark's key after --config", choice({"limit": 2}, "a.yaml"),
-     "--config limit=2: the keys of a benchmark stand in its file: change limit there, or in a copy "
-     f"with another `name:`, and give that as {FILE}"),
+     "--config limit=2: the keys of a benchmark stand in its file: change limit there, or in a "
+     f"copy with another `name:`, and give that as {FILE}"),
     ("--config file= with nothing", choice({"file": None}),
      f"--config file=: no path given, expected that of a configuration ({FILE})"),
     ("--config file= with a number", choice({"file": 3}),

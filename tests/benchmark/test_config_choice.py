@@ -55,20 +55,19 @@ def test_a_config_file_may_hold_what_stands_after_config(place):
 
 
 FILE = "--config file=config/mini.yaml"
+KNOWN = f"known: file, the path of a configuration ({FILE})"
 
 
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"fle": "x"}, f"--config fle=x: unknown key; known: file, the path of a configuration ({FILE})"),
-        ({"File": "x"}, "--config File=x: unknown key; known: file, the path of a configuration "
-         f"({FILE})"),
-        ({"file": "config/a.yaml", "cores": 2}, "--config cores=2: unknown key; known: file, the "
-         f"path of a configuration ({FILE})"),
+        ({"fle": "x"}, f"--config fle=x: unknown key; {KNOWN}"),
+        ({"File": "x"}, f"--config File=x: unknown key; {KNOWN}"),
+        ({"file": "config/a.yaml", "cores": 2}, f"--config cores=2: unknown key; {KNOWN}"),
         ({"batch_size": 2}, "--config batch_size=2: the keys of a benchmark stand in its file: "
          "change batch_size there, or in a copy with another `name:`, and give that as " + FILE),
-        ({"file": None}, f"--config file=: no path given, expected that of a configuration ({FILE})"),
-        ({"file": ""}, f"--config file=: no path given, expected that of a configuration ({FILE})"),
+        *(({"file": value}, "--config file=: no path given, expected that of a configuration "
+           f"({FILE})") for value in (None, "")),
         ({"file": 3}, f"--config file=: 3 given, expected the path of a file ({FILE})"),
         ({"file": ["a"]}, f"--config file=: ['a'] given, expected the path of a file ({FILE})"),
     ],

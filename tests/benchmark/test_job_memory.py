@@ -1,7 +1,6 @@
 """How many jobs fit into a machine."""
 
 import dataclasses
-import dataclasses
 import re
 from pathlib import Path
 

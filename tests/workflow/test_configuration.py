@@ -39,11 +39,11 @@ def test_configfile_is_the_configuration(copy):
     ("arguments", "message"),
     [
         (["--config", "fle=config/small.yaml"], "--config fle=config/small.yaml: unknown key; "),
-        (["--configfile", "config/small.yaml", "--config", "limit=1"], "--config limit=1: the keys "),
+        (["--configfile", "config/small.yaml", "--config", "limit=1"], "--config limit=1: the "),
         (["--configfile", "config/small.yaml", "--config", "file=config/test.yaml"],
          "--configfile config/small.yaml and --config file=config/test.yaml: two "),
-        (["--configfile", "config/small.yaml", "config/test.yaml"], "--configfile config/small.yaml "
-         "config/test.yaml: a benchmark is one file"),
+        (["--configfile", "config/small.yaml", "config/test.yaml"],
+         "--configfile config/small.yaml config/test.yaml: a benchmark is one file"),
         (["--config", "file="], "--config file=: no path given"),
         (["--config", "file=config"], "config: is a folder, expected a YAML file"),
         (["--config", "file=config/none.yaml"], "config/none.yaml: file not found"),

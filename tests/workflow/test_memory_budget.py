@@ -22,7 +22,8 @@ import os, resource, sys
 from pathlib import Path
 megabytes, name, *command = sys.argv[1:]
 limit = int(megabytes) * 10**6
-for top, file in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+places = {"/sys/fs/cgroup/memory": "memory.limit_in_bytes", "/sys/fs/cgroup": "memory.max"}
+for top, file in places.items():
     group = Path(top, name)
     try:
         group.mkdir()
@@ -100,8 +101,8 @@ def fresh(tmp_path_factory):
 def test_a_machine_too_small_says_so_before_any_job(fresh):
     expected = (
         "too little memory: calibrate may take 3000 MB, and jobs may take 2900 MB (3900 MB of "
-        "$PASSIONSR_MEMORY_MB less 1000 MB for everything else); use a larger machine or limit, or, "
-        "if you know better, say what jobs may take: --resources mem_mb=3000"
+        "$PASSIONSR_MEMORY_MB less 1000 MB for everything else); use a larger machine or limit, or,"
+        " if you know better, say what jobs may take: --resources mem_mb=3000"
     )
     status, output = snakemake(fresh, *SMALL, **{VARIABLE: "3900"})
     assert status == 1

@@ -82,7 +82,11 @@ INFERENCE_KEYS = values(CFG.posterior, CFG.inference, CFG.threads, CFG.device)
 
 MEMORY = job_memory(CFG)
 # Jobs of a cluster run elsewhere, and who gives --resources mem_mb has decided.
-if workflow.is_main_process and workflow.output_settings.dryrun and workflow.nodes is None:
+if (
+    workflow.is_main_process
+    and workflow.output_settings.dryrun
+    and workflow.nodes is None
+):
     if "mem_mb" not in workflow.global_resources and (
         problem := too_small(MEMORY, MACHINE)
     ):
