@@ -61,6 +61,9 @@ onstart:
 
 
 onerror:
+    recovery.show_logs(
+        [Path(name) for job in workflow.scheduler.failed for name in job.log]
+    )
     recovery.explain_failure(CFG.results)
 
 

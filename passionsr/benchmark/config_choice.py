@@ -90,7 +90,8 @@ def chosen_file(
     if len(config_files) > 1:
         given_files = shlex.join(_shown(path) for path in config_files)
         raise UserError(
-            f"--configfile {given_files}: a benchmark is one file, and files are not merged; give one"
+            f"--configfile {given_files}: a benchmark is one file, and files are not merged; "
+            "give one"
         )
     found = [_named_by(path) for path in config_files]
     if FILE in given:

@@ -18,7 +18,7 @@ def commands(folder, *arguments):
     """The jobs' commands of a dry run."""
     status, output = snakemake(folder, "all", "-n", "-p", "--quiet", "host", *arguments)
     assert status == 0, output[-3000:]
-    found = re.findall(r"^\s+(OMP_NUM_THREADS=.*job.py .*)$", output, re.M)
+    found = sorted(re.findall(r"^Shell command: (.*job.py .*)$", output, re.M))
     assert found
     return found
 
@@ -26,7 +26,7 @@ def commands(folder, *arguments):
 def test_configfile_is_the_configuration(copy):
     """The very jobs and commands of --config file=, and a profile's configfile too."""
     expected = commands(copy, "--config", "file=config/small.yaml")
-    assert len(expected) == 12
+    assert len(expected) == 12  # jobs
     assert all(" --config config/small.yaml" in line for line in expected)
     assert commands(copy, "--configfile", "config/small.yaml") == expected
     (copy / "lab").mkdir()
@@ -38,17 +38,14 @@ def test_configfile_is_the_configuration(copy):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config", "fle=config/small.yaml"], "--config fle=config/small.yaml: unknown key; "),
         (["--configfile", "config/small.yaml", "--config", "limit=1"], "--config limit=1: the "),
         (["--configfile", "config/small.yaml", "--config", "file=config/test.yaml"],
          "--configfile config/small.yaml and --config file=config/test.yaml: two "),
         (["--configfile", "config/small.yaml", "config/test.yaml"],
          "--configfile config/small.yaml config/test.yaml: a benchmark is one file"),
-        (["--config", "file="], "--config file=: no path given"),
         (["--config", "file=config"], "config: is a folder, expected a YAML file"),
-        (["--config", "file=config/none.yaml"], "config/none.yaml: file not found"),
     ],
-    ids=["unknown key", "key of a benchmark", "two ways", "two files", "empty", "folder", "none"],
+    ids=["key of a benchmark", "two ways", "two files", "folder"],
 )  # fmt: skip
 def test_nothing_is_left_out(copy, arguments, message):
     status, output = snakemake(copy, "-n", *arguments)

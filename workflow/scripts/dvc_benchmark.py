@@ -23,7 +23,7 @@ import sys
 from pathlib import Path
 
 # The code beside this file, whatever is installed, on PYTHONPATH or in the working directory.
-sys.path.insert(0, str(Path(__file__).absolute().parents[2]))
+sys.path.insert(0, str(Path(os.path.abspath(__file__)).parents[2]))
 
 from passionsr.benchmark.config import load_config
 from passionsr.benchmark.paths import PRODUCTS
@@ -145,8 +145,6 @@ def check_results(config_file: Path, declared: Path) -> Path:
 def run_benchmark(config_file: Path, declared: Path) -> None:
     """Guard, run, prune."""
     results = check_results(config_file, declared)
-    foreign = [f for f in files_of(results) if not written_by_snakemake(product(f, results))]
-    remove(foreign, "that this workspace's Snakemake did not write")
     settings = ["--config", f"file={config_file}"]
     cores = [] if "SNAKEMAKE_PROFILE" in os.environ else ["--cores", "all"]
 
@@ -176,7 +174,7 @@ def main() -> None:
     parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
     try:
-        check_own_code(Path(__file__).absolute().parents[2])
+        check_own_code(Path(os.path.abspath(__file__)).parents[2])
         run_benchmark(args.config, args.results)
     except UserError as err:
         raise SystemExit(f"error: {err}") from None
