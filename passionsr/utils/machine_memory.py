@@ -20,8 +20,13 @@ MB = 1_000_000  # as Snakemake's mem_mb
 LEAST_RESERVE_MB, RESERVED_SHARE = 1000, 0.1
 # Of a control group, in its folder: version 2, then 1. Above memory.high its processes are slowed.
 LIMITS = ("memory.max", "memory.high", "memory.limit_in_bytes")
-# Per process; taken for all jobs together they are on the safe side.
-ULIMITS = {"ulimit -v": resource.RLIMIT_AS, "ulimit -d": resource.RLIMIT_DATA}
+# Limits of a process, by what they are of, and MB that count against them and are no memory in
+# use: torch and its libraries map 2.9 GB of address space (VmPeak - VmHWM of a job) that nobody
+# touches. Taken for all jobs together they are on the safe side.
+ULIMITS = {
+    "ulimit -v without 3000 MB that libraries only map": (resource.RLIMIT_AS, 3000),
+    "ulimit -d": (resource.RLIMIT_DATA, 0),
+}
 
 
 @dataclass(frozen=True)
@@ -91,10 +96,10 @@ def _limits() -> Iterator[MachineMemory]:
     pages = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     yield MachineMemory(pages // MB, "this machine")
     yield from control_group_limits()
-    for name, limit in ULIMITS.items():
+    for name, (limit, unused_mb) in ULIMITS.items():
         soft, _ = resource.getrlimit(limit)
         if soft != resource.RLIM_INFINITY:
-            yield MachineMemory(soft // MB, name)
+            yield MachineMemory(max(0, soft // MB - unused_mb), name)
 
 
 def machine_memory() -> MachineMemory:

@@ -78,15 +78,23 @@ def test_this_machine(monkeypatch):
     assert 0 < machine_memory().total_mb <= psutil.virtual_memory().total / 1e6
 
 
-def test_ulimit():
+@pytest.mark.parametrize(
+    ("limit", "said"),
+    [
+        (
+            "AS",
+            "4000 MB (5000 MB of ulimit -v without 3000 MB that libraries only map less 1000 MB",
+        ),
+        ("DATA", "7000 MB (8000 MB of ulimit -d less 1000 MB"),
+    ],
+)
+def test_ulimit(limit, said):
     code = (
-        "import resource; resource.setrlimit(resource.RLIMIT_AS, (2 * 10**9,) * 2);"
+        f"import resource; resource.setrlimit(resource.RLIMIT_{limit}, (8 * 10**9,) * 2);"
         "from passionsr.utils.machine_memory import machine_memory; print(machine_memory())"
     )
-    said = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True
-    ).stdout
-    assert said == "1000 MB (2000 MB of ulimit -v less 1000 MB for everything else)\n"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == f"{said} for everything else)\n"
 
 
 def test_the_user_says_what_there_is(monkeypatch):
