@@ -1,4 +1,4 @@
-"""The benchmark as a DAG: `snakemake --cores 8 all` (config/mini.yaml), or `--config file=config/x.yaml`."""
+"""The benchmark as a DAG: `snakemake --cores 8 all` (config/mini.yaml), or `--configfile config/x.yaml`."""
 
 from snakemake.utils import min_version
 
@@ -52,6 +52,7 @@ onstart:
     # A dry run resolves without weights and datasets; a real one says all that is missing, then stops.
     if MISSING and set(workflow.dag_settings.targets) != {"fetch"}:
         raise WorkflowError(missing_report(CONFIG_FILE, MISSING))
+    limit_memory()
     # Snakemake 9.27 limits itself to 100 submissions a second, and for that looks at all ready jobs again every second, once
     # more per second for each finished job: half a core after 50 jobs, taken from the calibrations.
     workflow.scheduler.job_rate_limiter = None
@@ -60,6 +61,9 @@ onstart:
 
 
 onerror:
+    recovery.show_logs(
+        [Path(name) for job in workflow.scheduler.failed for name in job.log]
+    )
     recovery.explain_failure(CFG.results)
 
 

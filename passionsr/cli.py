@@ -22,6 +22,7 @@ from typer import Argument, Option
 from passionsr import __version__
 from passionsr.utils.command_line import SeveralValues, takes_options
 from passionsr.utils.files import UserError
+from passionsr.utils.own_code import check_folder
 
 USAGE_ERROR = 2
 MODEL, RESULTS = Path("models/mini"), Path("results/mini")
@@ -72,6 +73,7 @@ def program(
     ] = False,
 ) -> None:
     """The options that stand before a command; the help text is that of `app`."""
+    check_folder(Path.cwd())
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -60,11 +60,15 @@ def copy_for_dvc(folder, benchmark):
 
 
 def environment(folder, **more):
-    """Of a Snakemake in `folder`: its own sources, this checkout's cache of metric weights."""
+    """Of a shell in `folder`: this checkout's cache of metric weights.
+
+    PYTHONPATH names this checkout, so that every test shows that a copy runs its own sources.
+    """
     return {
         **{k: v for k, v in os.environ.items() if k != "PYTHONDONTWRITEBYTECODE"},
         "PASSIONSR_CACHE": str(ROOT / ".cache"),
-        "PYTHONPATH": str(folder),
+        "PYTHONPATH": str(ROOT),
+        "PWD": str(folder),
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
         **more,
     }

@@ -4,8 +4,12 @@ The photographs' sizes are not needed: a position is stored as a share of what t
 """
 
 import csv
+import sys
 from dataclasses import astuple
 from pathlib import Path
+
+# This checkout, whatever passionsr is installed.
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
 
 from passionsr.data.crops import CROP_COLUMNS, draw_crops
 

@@ -10,6 +10,9 @@ import sys
 from dataclasses import astuple, fields, replace
 from pathlib import Path
 
+# This checkout, whatever passionsr is installed.
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
+
 import numpy as np
 from train_mini.data import load_photo
 

@@ -6,8 +6,12 @@ tests/tools/test_make_reference.py compares them with the definitions.
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
+
+# This checkout, whatever passionsr is installed.
+sys.path.insert(0, str(Path(__file__).absolute().parents[1]))
 
 from passionsr.benchmark.config_reference import config_schema, reference_page
 from passionsr.utils.files import write_text

@@ -25,11 +25,13 @@ from tabulate import tabulate
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.job_graph import Job, build_jobs
+from passionsr.benchmark.job_memory import job_memory, too_small
 from passionsr.benchmark.paths import calibration_pairs, image_folder, pairs_to_test, run_folder
 from passionsr.benchmark.schedule import ON_GPU, RUN_THE_MODEL, Schedule, schedule
 from passionsr.benchmark.timing import BENCHMARKS, JobTime, read_time
 from passionsr.data.crops import read_crops
 from passionsr.utils.files import UserError, write_text
+from passionsr.utils.machine_memory import MachineMemory, machine_memory
 
 TIMES = Path("config/job_times.tsv")
 HEADER = """\
@@ -243,8 +245,24 @@ def _summary(
     return lines
 
 
+def _memory_line(memory: Mapping[str, int], machine: MachineMemory) -> str:
+    """What the memory of this machine means for the schedule."""
+    problem = too_small(memory, machine)
+    if problem is not None:
+        return f"- {problem}"
+    needed = memory["calibrate"]
+    count = machine.for_jobs_mb // needed
+    return (
+        f"- memory: jobs here may take {machine}: {count} calibration(s) of {needed} MB at once, "
+        "whatever --gpus or --cores says"
+    )
+
+
 def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None = None) -> str:
     """The plan as Markdown.
+
+    Jobs on the CPU are planned within the memory of this machine, as a local run is; a
+    configuration for GPUs is not, because it is planned for other machines.
 
     test_images: number of test images, where only the data itself would say it.
     Raises UserError for a number of GPUs below 1 or a bad times file.
@@ -255,7 +273,10 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     jobs = build_jobs(config, test, calibration)
     rows = read_times(times)
     estimates = {label: estimate(config, job, rows) for label, job in jobs.items()}
-    made = schedule(jobs, {label: e.seconds for label, e in estimates.items()}, gpus)
+    seconds = {label: e.seconds for label, e in estimates.items()}
+    memory = job_memory(config)
+    machine = machine_memory() if config.device == "cpu" else None
+    made = schedule(jobs, seconds, gpus, memory, machine.for_jobs_mb if machine else None)
     lines = [
         f"{config.name}: {len(jobs)} jobs for {len(config.runs)} runs, {test} test and "
         f"{calibration} calibration images",
@@ -263,5 +284,6 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
         _table(jobs, estimates),
         "",
         *_summary(jobs, estimates, made, gpus),
+        *([_memory_line(memory, machine)] if machine else []),
     ]
     return "\n".join(lines)

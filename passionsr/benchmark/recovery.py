@@ -26,6 +26,7 @@ from passionsr.utils.files import TEMPORARY, UserError, write_json, writer_of
 HOLDER = Path(".snakemake") / "passionsr-holder.json"
 LOCKS = Path(".snakemake") / "locks"
 PNG_END = b"IEND\xaeB`\x82"
+LOG_LINES = 12  # of a failed job's log that are shown
 CHECKED = {".png", ".safetensors", ".csv", ".json", ".md", ".tex"}
 
 
@@ -137,6 +138,17 @@ def explain_failure(results: Path) -> None:
             "permission, then give your command again",
             file=sys.stderr,
         )
+
+
+def show_logs(logs: Sequence[Path]) -> None:
+    """After a failed run: the end of each failed job's log.
+
+    Snakemake's own option for this (show-failed-logs) prints nothing under `quiet: rules`.
+    """
+    for path in logs:
+        with contextlib.suppress(OSError):
+            lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+            print(f"\nend of {path}:", *lines[-LOG_LINES:], sep="\n  ", file=sys.stderr)
 
 
 def look(products: Sequence[Path], argv: Sequence[str]) -> None:

@@ -61,11 +61,29 @@ def critical_path(graph: nx.DiGraph[str], seconds: Mapping[str, float]) -> list[
     return nx.dag_longest_path(timed)[:-1]
 
 
-def schedule(jobs: Mapping[str, Job], seconds: Mapping[str, float], gpus: int) -> Schedule:
+def schedule(
+    jobs: Mapping[str, Job],
+    seconds: Mapping[str, float],
+    gpus: int,
+    memory: Mapping[str, int] | None = None,
+    budget: int | None = None,
+) -> Schedule:
     """List scheduling: a free GPU takes the ready job with the most time behind it.
 
-    Jobs that run on the CPU start as soon as they are ready.
+    Jobs that run on the CPU start as soon as they are ready. A job that finds no memory waits, and
+    one that asks for more than there is gets all of it, as in Snakemake.
+
+    Args:
+        jobs: label -> job.
+        seconds: label -> time.
+        gpus: how many jobs that run the model may run at once.
+        memory: kind of job -> MB of one.
+        budget: MB of all jobs that run at once; None: no limit.
     """
+    room = float("inf") if budget is None else budget
+    taken: dict[str, float] = {
+        label: min((memory or {}).get(job.kind, 0), room) for label, job in jobs.items()
+    }
     graph = job_graph(jobs)
     behind = time_behind(graph, seconds)
     waiting = TopologicalSorter({label: job.needs for label, job in jobs.items()})
@@ -79,14 +97,16 @@ def schedule(jobs: Mapping[str, Job], seconds: Mapping[str, float], gpus: int) -
         ready = sorted([*ready, *waiting.get_ready()], key=lambda name: (-behind[name], name))
         for label in list(ready):
             on_gpu = jobs[label].kind in ON_GPU
-            if on_gpu and not free:
+            if (on_gpu and not free) or taken[label] > room:
                 continue
             free -= on_gpu
+            room -= taken[label]
             ready.remove(label)
             start[label] = now
             heapq.heappush(running, (now + seconds[label], label))
         now, done = heapq.heappop(running)
         end[done] = now
         free += jobs[done].kind in ON_GPU
+        room += taken[done]
         waiting.done(done)
     return Schedule(start, end, critical_path(graph, seconds))

@@ -14,6 +14,7 @@ from typing import Any
 from tabulate import tabulate
 
 from passionsr.utils.files import UserError
+from passionsr.utils.own_code import python_path
 
 # 64 latents as PassionSR uses; VAE tiles of the same 256 px, at the small model's 4 px per latent.
 TILES: dict[str, Any] = {
@@ -67,7 +68,12 @@ def _in_a_process(model: Path, size: int, options: dict[str, Any], threads: int)
     )
     arguments = json.dumps([str(model), size, options, threads])
     # Freed blocks go back to the system, so that the peak is what is needed and not what was kept.
-    environment = {**os.environ, "OMP_NUM_THREADS": str(threads), "MALLOC_MMAP_THRESHOLD_": "65536"}
+    environment = {
+        **os.environ,
+        "PYTHONPATH": python_path(),
+        "OMP_NUM_THREADS": str(threads),
+        "MALLOC_MMAP_THRESHOLD_": "65536",
+    }
     result = subprocess.run(
         [sys.executable, "-c", code, arguments], capture_output=True, text=True, env=environment,
         check=False,

@@ -156,3 +156,12 @@ def test_no_lock_no_word(tmp_path, monkeypatch):
     for name in (".DS_Store", "._0.input.lock", "note.txt"):
         (tmp_path / recovery.LOCKS / name).write_text("x")
     assert recovery.stale_lock(ARGV) is None
+
+
+def test_the_end_of_a_failed_jobs_log_is_shown(tmp_path, capsys):
+    (tmp_path / "a.log").write_bytes(b"line\n" * 40 + b"why \xff\n")
+    recovery.show_logs([tmp_path / "a.log", tmp_path / "none.log"])
+    shown = capsys.readouterr().err.splitlines()
+    assert shown[1] == f"end of {tmp_path}/a.log:"
+    assert shown[-1] == "  why \ufffd"
+    assert len(shown) == 2 + recovery.LOG_LINES

@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -74,3 +75,47 @@ def test_freed_memory_is_given_back_when_asked():
     if out.stdout.strip() == "no glibc":
         pytest.skip("this C library has no mallopt")
     assert int(out.stdout) > 200
+
+
+JOB = """
+import resource, sys, types
+sys.path.insert(0, "workflow/scripts")
+import job, torch
+
+def resident():
+    return int(open("/proc/self/statm").read().split()[1]) * 4096 >> 20
+
+def measure(config, run_ids):
+    for _ in range(2):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        tensor = torch.ones(16 << 20)  # 64 MiB
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+        held = resident()
+        del tensor
+    print(faults, held - resident())
+
+sys.modules["probe"] = types.SimpleNamespace(measure=measure)
+job.JOBS["score"] = "probe:measure"
+job.work("score", types.SimpleNamespace(threads=1, low_memory=sys.argv[1] == "low"), [])
+"""
+
+
+@pytest.mark.parametrize("mode", ["fast", "low"])
+def test_what_a_job_does_with_freed_memory(mode):
+    """As configured, and nothing else decides: kept for the next tensor, or given back."""
+    out = subprocess.run(
+        [sys.executable, "-c", JOB, mode], capture_output=True, text=True, check=True
+    )
+    faults, given_back = map(int, out.stdout.split())
+    if mode == "fast":
+        assert faults < 10  # of 16384 pages, or 32 huge ones
+        assert given_back < 8
+    else:
+        assert faults > 10
+        assert given_back > 56
+
+
+def test_rules_leave_that_to_the_job():
+    """A variable in a rule's command would hold for low_memory jobs, too."""
+    rules = [Path("Snakefile"), *Path("workflow/rules").glob("*.smk")]
+    assert not [path for path in rules if "MALLOC" in path.read_text()]

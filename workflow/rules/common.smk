@@ -1,14 +1,17 @@
 # Configuration and paths; the library reads and checks the file before any job is planned.
 import json
 import os
+import shlex
 import sys
 from pathlib import Path
 
-ROOT = Path(workflow.current_basedir).parent.parent
+# Plan and jobs are those of the code beside this file, whatever else is installed or on PYTHONPATH.
+ROOT = Path(workflow.current_basedir).parent.parent.resolve()
 sys.path.insert(0, str(ROOT))
 
 from passionsr.benchmark import paths, recovery
 from passionsr.benchmark.config import BICUBIC, FP32, load_config
+from passionsr.benchmark.config_choice import chosen_file
 from passionsr.benchmark.inputs import missing_inputs, missing_report
 from passionsr.benchmark.job_code import (
     family_code,
@@ -16,6 +19,7 @@ from passionsr.benchmark.job_code import (
     method_code,
     metric_code,
 )
+from passionsr.benchmark.job_memory import job_memory, memory_budget, too_small
 from passionsr.data.datasets import DATA as FETCHED_IN
 from passionsr.data.fetch import FETCHED
 from passionsr.data.image_folders import images_in
@@ -23,14 +27,22 @@ from passionsr.metrics.registry import METRICS
 from passionsr.models.family import get_family
 from passionsr.report.table_list import table_files
 from passionsr.utils.files import UserError
+from passionsr.utils.machine_memory import machine_memory
+from passionsr.utils.own_code import check_own_code, python_path
 
-CONFIG_FILE = config.get("file", "config/mini.yaml")
 try:
+    check_own_code(ROOT)
+    CONFIG_FILE = chosen_file(
+        workflow.config_settings.config,
+        workflow.config_settings.config_args or [],
+        workflow.config_settings.configfiles,
+    )
     CFG = load_config(CONFIG_FILE)
     FAMILY = get_family(CFG.family)
     TEST, CALIBRATION = paths.data_files(CFG)
     MISSING = missing_inputs(CFG)
     MODEL_FILES = [str(path) for path in paths.model_files(CFG)]
+    MACHINE = machine_memory()
 except UserError as err:
     sys.exit(f"error: {err}")
 
@@ -40,13 +52,13 @@ if MISSING and workflow.is_main_process:
 FAMILY_CODE = family_code(CFG.family)
 RESULTS = str(CFG.results)
 RUNS = [run.run_id for run in CFG.runs]
-# glibc maps and unmaps every large tensor by default; page faults were a quarter of a calibration step.
-MALLOC = "MALLOC_MMAP_MAX_=0 MALLOC_TRIM_THRESHOLD_=100000000000"
 # This interpreter and this checkout by relative names: a job's command is what decides whether it runs again, and
 # a copied or moved repository is not another one.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
 SCRIPT = os.path.relpath(ROOT / "workflow" / "scripts" / "job.py")
-JOB = f"OMP_NUM_THREADS={CFG.threads} {MALLOC} python {SCRIPT}"
+JOB = f"OMP_NUM_THREADS={CFG.threads} python {shlex.quote(SCRIPT)}"
+# Of jobs that are modules, and of what jobs start.
+os.environ["PYTHONPATH"] = python_path()
 
 
 def images(run):
@@ -68,9 +80,46 @@ MODEL_KEYS = values(CFG.model, CFG.threads, CFG.device)
 INFERENCE_KEYS = values(CFG.posterior, CFG.inference, CFG.threads, CFG.device)
 
 
-def at_attempt(megabytes):
-    """Memory that grows with the attempt, for schedulers that enforce it."""
-    return lambda wildcards, attempt: megabytes * attempt
+MEMORY = job_memory(CFG)
+# Jobs of a cluster run elsewhere, and who gives --resources mem_mb has decided.
+if (
+    workflow.is_main_process
+    and workflow.output_settings.dryrun
+    and workflow.nodes is None
+):
+    if "mem_mb" not in workflow.global_resources and (
+        problem := too_small(MEMORY, MACHINE)
+    ):
+        print(problem, file=sys.stderr)
+
+
+def memory_of(kind):
+    """Memory of a kind of job, MB; it grows with the attempt, for schedulers that enforce it."""
+    return lambda wildcards, attempt: MEMORY[kind] * attempt
+
+
+def limit_memory():
+    """Of a local run, whatever --cores says: jobs together take no more than this machine has."""
+    if (
+        not workflow.local_exec
+        or workflow.touch
+        or "mem_mb" in workflow.global_resources
+    ):
+        return
+    needs = {
+        job.rule.name: needed
+        for job in workflow.dag.needrun_jobs()
+        if isinstance(needed := job.resources.get("mem_mb"), int)
+    }
+    try:
+        budget = memory_budget(needs, MACHINE)
+    except UserError as err:
+        sys.exit(f"error: {err}")
+    print(f"memory: jobs may take {MACHINE}", file=sys.stderr)
+    # Snakemake has no option of a Snakefile for this: what --resources mem_mb would have set, here
+    # for the scheduler that is about to begin.
+    workflow.register_resource("mem_mb", budget)
+    workflow.scheduler.global_resources["mem_mb"] = budget
 
 
 TABLES = [str(path) for path in table_files(CFG)]

@@ -18,7 +18,7 @@ rule table3:
         f"{RESULTS}/benchmarks/table3.tsv"
     retries: 1
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("table3"),
     params:
         code=job_code("report.model_size", "methods.passionsr"),
         family=FAMILY_CODE,

@@ -10,7 +10,7 @@ rule data:
         f"{RESULTS}/benchmarks/data.tsv"
     retries: 1
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("data"),
     params:
         code=job_code("benchmark.jobs.data"),
         configuration=DATA_KEYS,
@@ -29,7 +29,7 @@ rule metric_weights:
         f"{RESULTS}/benchmarks/metric_weights.tsv"
     retries: 2
     resources:
-        mem_mb=at_attempt(2000),
+        mem_mb=memory_of("metric_weights"),
     params:
         code=job_code("benchmark.jobs.score"),
         metrics=list(CFG.metrics),
@@ -51,7 +51,7 @@ rule reference:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(CFG.memory_mb + 1000),
+        mem_mb=memory_of("reference"),
     params:
         code=job_code("benchmark.jobs.infer"),
         model=CFG.model,
@@ -68,9 +68,9 @@ rule fetch_source:
     log:
         f"{RESULTS}/logs/fetch-{{source}}.log",
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("fetch_source"),
     shell:
-        f"{sys.executable} -m passionsr.cli fetch {{wildcards.source}} > {{log}} 2>&1"
+        f"python -m passionsr.cli fetch {{wildcards.source}} > {{log}} 2>&1"
 
 
 rule fetch:

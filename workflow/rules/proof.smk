@@ -13,7 +13,7 @@ rule proof:
         f"{RESULTS}/benchmarks/proof.tsv"
     retries: 1
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("proof"),
     params:
         code=job_code("report.proof"),
     shell:

@@ -20,7 +20,7 @@ rule calibrate:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(CFG.memory_mb),
+        mem_mb=memory_of("calibrate"),
     params:
         code=job_code("benchmark.jobs.calibrate"),
         family=FAMILY_CODE,
@@ -47,7 +47,7 @@ rule sensitivity:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(CFG.memory_mb),
+        mem_mb=memory_of("sensitivity"),
     params:
         code=job_code("benchmark.jobs.calibrate", "baselines.minmax"),
         family=FAMILY_CODE,
@@ -72,7 +72,7 @@ rule infer:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(CFG.memory_mb),
+        mem_mb=memory_of("infer"),
     params:
         code=job_code("benchmark.jobs.infer"),
         family=FAMILY_CODE,

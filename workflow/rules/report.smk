@@ -25,7 +25,7 @@ for scheme, members in SCORE_GROUPS.items():
         retries: 1
         threads: CFG.threads
         resources:
-            mem_mb=at_attempt(3000),
+            mem_mb=memory_of("score"),
         params:
             code=job_code("benchmark.jobs.score"),
             metrics=METRIC_CODE,
@@ -57,7 +57,7 @@ rule score_external:
     retries: 1
     threads: CFG.threads
     resources:
-        mem_mb=at_attempt(3000),
+        mem_mb=memory_of("score"),
     params:
         code=job_code("benchmark.jobs.score"),
         metrics=METRIC_CODE,
@@ -78,7 +78,7 @@ rule tables:
         f"{RESULTS}/benchmarks/tables.tsv"
     retries: 1
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("tables"),
     params:
         code=job_code("report.tables"),
         config=CFG.digest,
@@ -107,7 +107,7 @@ rule figures:
         f"{RESULTS}/benchmarks/figures.tsv"
     retries: 1
     resources:
-        mem_mb=at_attempt(1000),
+        mem_mb=memory_of("figures"),
     params:
         code=job_code("report.figures"),
         config=CFG.digest,

@@ -1,6 +1,6 @@
 """The one DVC stage: Snakemake on folders that it can trust.
 
-`dvc_benchmark.py --config FILE`, called by dvc.yaml.
+`dvc_benchmark.py --config FILE --results FOLDER`, called by dvc.yaml.
 
 DVC owns bytes, Snakemake owns what runs again. DVC keeps the old products (`persist`), so that
 Snakemake computes only what is new. But DVC also replaces files (checkout, pull, exp apply) without
@@ -22,10 +22,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+# The code beside this file, whatever is installed, on PYTHONPATH or in the working directory.
+sys.path.insert(0, str(Path(os.path.abspath(__file__)).parents[2]))
+
 from passionsr.benchmark.config import load_config
 from passionsr.benchmark.paths import PRODUCTS
 from passionsr.utils.files import UserError
 from passionsr.utils.foreign_files import is_foreign
+from passionsr.utils.own_code import check_own_code
 
 METADATA = Path(".snakemake/metadata")
 CACHE = Path(".dvc/cache/files/md5")
@@ -124,9 +128,23 @@ def snakemake(*arguments: str, **options: object) -> str | None:
     return result.stdout
 
 
-def run_benchmark(config_file: Path) -> None:
-    """Guard, run, prune."""
+def check_results(config_file: Path, declared: Path) -> Path:
+    """Where a configuration's results go; UserError if dvc.yaml declares another folder.
+
+    DVC would then record what lies there as made from this configuration.
+    """
     results = load_config(config_file).results
+    if declared != results:
+        raise UserError(
+            f"dvc.yaml: results: {declared} given, but {config_file} writes to {results}: change "
+            "`config` and `results` of its `vars` together"
+        )
+    return results
+
+
+def run_benchmark(config_file: Path, declared: Path) -> None:
+    """Guard, run, prune."""
+    results = check_results(config_file, declared)
     settings = ["--config", f"file={config_file}"]
     cores = [] if "SNAKEMAKE_PROFILE" in os.environ else ["--cores", "all"]
 
@@ -153,9 +171,11 @@ def run_benchmark(config_file: Path) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--results", type=Path, required=True)
     args = parser.parse_args()
     try:
-        run_benchmark(args.config)
+        check_own_code(Path(os.path.abspath(__file__)).parents[2])
+        run_benchmark(args.config, args.results)
     except UserError as err:
         raise SystemExit(f"error: {err}") from None
 

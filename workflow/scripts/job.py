@@ -4,14 +4,19 @@ import argparse
 import errno
 import importlib
 import logging
+import os
 import signal
 import sys
 from pathlib import Path
+
+# The code beside this file, whatever is installed, on PYTHONPATH or in the working directory.
+sys.path.insert(0, str(Path(os.path.abspath(__file__)).parents[2]))
 
 from passionsr.benchmark.config import Config, load_config
 from passionsr.benchmark.timing import log_peak, log_ready
 from passionsr.utils.files import UserError
 from passionsr.utils.memory import keep_freed_memory
+from passionsr.utils.own_code import check_own_code
 
 # Job -> the function that does it: of the configuration, of one run too, or of several.
 JOBS = {
@@ -80,6 +85,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     try:
+        check_own_code(Path(os.path.abspath(__file__)).parents[2])
         config = load_config(args.config)
         imports(args.job)
         log_ready()

@@ -317,7 +317,7 @@ def guarded(guard, tmp_path, monkeypatch):
             return "\n".join(str(f) for f in there if f not in wanted and f.name[0] != ".")
 
         monkeypatch.setattr(guard, "snakemake", snakemake)
-        guard.run_benchmark(Path("x.yaml"))
+        guard.run_benchmark(Path("x.yaml"), results)
         after = sorted(f.relative_to(results).as_posix() for f in results.rglob("*") if f.is_file())
         return before, after
 
