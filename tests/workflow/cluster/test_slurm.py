@@ -114,7 +114,7 @@ def test_resources_and_environment(finished):
         assert gres == ("N/A" if rule == "score" else "gres:gpu:1"), comment
         seen.add((rule, minutes, memory))
     assert ("score", "30:00", "3000M") in seen
-    assert ("reference", "1:00:00", "4000M") in seen
+    assert ("reference", "1:00:00", "3000M") in seen
     # a group may take the sum of its members' minutes: 11 and 60
     assert {s for s in seen if s[0] == "run"} == {
         ("run", "1:11:00", "3000M"),
