@@ -225,7 +225,7 @@ def score(
     from passionsr.benchmark.standalone import score_folder
 
     for metric, mean in score_folder(sr, hr, output, metrics.split(",")).items():
-        print(f"{metric}: n/a" if mean is None else f"{metric}: {mean:.4f}")
+        print(f"{metric}: {mean}")
 
 
 @app.command()
