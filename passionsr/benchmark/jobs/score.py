@@ -100,8 +100,8 @@ def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
     """Everything that is scored for a run.
 
     External outputs cover their whole dataset and come from another model: there is no float output
-    to compare with, and what their folder lacks is n/a. Raises UserError if an output is not the one
-    that the run made.
+    to compare with, and what their folder lacks is n/a. Raises UserError if an output is not what
+    the run made.
     """
     external = {g.name: g for g in config.external_outputs}.get(run_id)
     if external:
@@ -127,7 +127,7 @@ def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
 
 
 def image_hashes(images: Iterable[ScoredImage]) -> dict[Path, str]:
-    """Sha256 of every image that the scores depend on; UserError if a required one is not there."""
+    """Sha256 of every image that scores depend on; UserError if a required one is not there."""
     paths: dict[Path, None] = {}
     for image in images:
         output = [image.output] if image.required or image.output.is_file() else []
