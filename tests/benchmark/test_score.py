@@ -31,10 +31,10 @@ def scored(tmp_path, monkeypatch):
         def __init__(self, names):
             self.names = names
 
-        def score(self, sr, hr, fp, resize, only):
+        def measure(self, sr, hr, fp, resize, only):
             assert fp is not None or "psnr_fp" not in only
             computed.extend(only)
-            return {name: float(len(computed)) for name in only}
+            return {name: (float(len(computed)), "") for name in only}
 
     monkeypatch.setattr(suite, "MetricSuite", Counting)
     monkeypatch.setattr(lib, "scored_outputs", lambda config, run_id: images(run_id))
@@ -159,6 +159,7 @@ def test_a_missing_image_is_named(scored):
         ("pyiqa", "ssim", True),
         ("kind", "NR", True),
         ("seed", 1, True),
+        ("min_side", 5, True),
         ("title", "x", False),
         ("digits", 1, False),
         ("lower_better", True, False),
