@@ -166,9 +166,7 @@ class FolderMean(NamedTuple):
         return f"{text} ({self.note})" if self.note else text
 
 
-def score_folder(
-    sr: Path, hr: Path, output: Path, metrics: Sequence[str]
-) -> dict[str, FolderMean]:
+def score_folder(sr: Path, hr: Path, output: Path, metrics: Sequence[str]) -> dict[str, FolderMean]:
     """Score a folder of outputs against the HR images of the same names.
 
     Args:

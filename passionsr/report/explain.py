@@ -110,9 +110,7 @@ def _scores(
     return values, text + _provenance(config, run_id)
 
 
-def explain(
-    config: Config, table: Path, row: str, column: str, dataset: str | None = None
-) -> str:
+def explain(config: Config, table: Path, row: str, column: str, dataset: str | None = None) -> str:
     """Everything behind one cell of a table of means, as text.
 
     Args:

@@ -83,9 +83,7 @@ def quality(sources: Sources) -> str:
 
 def _tables(rows: pd.DataFrame, made: Callable[[pd.DataFrame], str]) -> str:
     """What `made` makes of the rows of each dataset, below its heading if it has one."""
-    return "\n\n".join(
-        f"{heading}\n\n{made(part)}".lstrip() for heading, part in per_dataset(rows)
-    )
+    return "\n\n".join(f"{heading}\n\n{made(part)}".lstrip() for heading, part in per_dataset(rows))
 
 
 def _quality_table(rows: pd.DataFrame) -> str:

@@ -45,9 +45,7 @@ class Style:
 
 
 MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>")
-TEX = Style(
-    r"\textbf{{{}}}", r" [{}, {}]", tex_escape, footnote=r"\textsuperscript{{{}}}"
-)
+TEX = Style(r"\textbf{{{}}}", r" [{}, {}]", tex_escape, footnote=r"\textsuperscript{{{}}}")
 
 
 class Footnotes:
@@ -100,9 +98,7 @@ def format_rows(
     return lines
 
 
-def format_cell(
-    row: pd.Series, metric: str, style: Style, sign: str = "", mark: str = ""
-) -> str:
+def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "", mark: str = "") -> str:
     """One metric of a row: its value, marked, and its interval if the style has one.
 
     mark: of a footnote, comes after the value.

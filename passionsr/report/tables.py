@@ -86,7 +86,7 @@ def means(
 
 
 def _columns(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
-    """bits ... <metric>_hi; a column of notes only for metrics that have one in some row."""
+    """The columns of a table; one of notes only for metrics that have one in some row."""
     bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
     noted = [f"{n}_note" for n in config.metrics if any(f"{n}_note" in row for row in rows)]
     return ["bits", "method", *config.metrics, "best", "noise", *bounds, *noted]

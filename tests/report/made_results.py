@@ -70,15 +70,18 @@ def write_scores(config, score):
         run = {"method": run_id, "scheme": "W32A32", "scope": "UV", "seed": 0}
         for metric in config.metrics:
             rows = []
-            for number, pair in enumerate(pairs):
+            for pair in pairs:
+                dataset = pair.dataset or config.test.stem
+                number = sum(row["dataset"] == dataset for row in rows)  # in its dataset
                 value = score(run_id, pair.dataset, number, metric)
                 if METRICS[metric].kind == "FP" and run_id in (FP32, *external):
                     value = NO_REFERENCE
                 there = not isinstance(value, str)
                 rows.append({
                     **known.get(run_id, run), "run_id": run_id, "metric": metric,
-                    "dataset": pair.dataset or config.test.stem, "image": pair.image,
-                    "value": repr(value) if there else "", "reason": "" if there else value, "digest": "0",
+                    "dataset": dataset, "image": pair.image,
+                    "value": repr(value) if there else "", "reason": "" if there else value,
+                    "digest": "0",
                 })  # fmt: skip
             write_csv(scores_path(config, run_id, metric), rows, SCORE_COLUMNS)
 

@@ -97,14 +97,18 @@ def test_errors(arguments, message, capsys):
 @pytest.mark.parametrize("bounds", ["2\t1", "x\t1"])
 def test_malformed_bands(bounds, tmp_path, capsys):
     path = tmp_path / "e.tsv"
-    path.write_text(EXPECTED.read_text().splitlines()[0] + f"\nmini\tt\tD\tW6A6\tA\tpsnr\t{bounds}\n")
+    path.write_text(
+        EXPECTED.read_text().splitlines()[0] + f"\nmini\tt\tD\tW6A6\tA\tpsnr\t{bounds}\n"
+    )
     assert main(["check-results", "docs/results/mini.md", "--expected", str(path)]) == 2
     assert "line 2: low" in capsys.readouterr().err
 
 
 def test_a_file_of_an_earlier_version_is_refused(tmp_path, capsys):
     path = tmp_path / "e.tsv"
-    path.write_text("results\ttable\tbits\tmethod\tmetric\tlow\thigh\nmini\tt\tW6A6\tA\tpsnr\t1\t2\n")
+    path.write_text(
+        "results\ttable\tbits\tmethod\tmetric\tlow\thigh\nmini\tt\tW6A6\tA\tpsnr\t1\t2\n"
+    )
     before = path.read_text()
     for command in ("check-results", "expect"):
         assert main([command, "docs/results/mini.md", "--expected", str(path)]) == 2
