@@ -7,9 +7,10 @@ BLOCKS lists what is generated inside a written page: each between `<!-- name --
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -113,8 +114,8 @@ def difficulty(sources: Sources) -> str:
 def _difficulty_table(rows: pd.DataFrame) -> str:
     """rows: of one dataset, with a column label; a number that nobody has is left out."""
     lines: dict[str, dict[str, str]] = {label: {} for label in dict.fromkeys(rows.label)}
-    known = rows[rows.psnr_fp.notna()] if "psnr_fp" in rows else rows.head(0)
-    for row in known.itertuples():
+    known: Iterable[Any] = rows[rows.psnr_fp.notna()].itertuples() if "psnr_fp" in rows else ()
+    for row in known:
         lines[row.label][row.bits] = f"{row.psnr_fp:.1f} dB"
     return pd.DataFrame(lines).T.to_markdown(disable_numparse=True)
 

@@ -85,7 +85,7 @@ def means(
     return pd.DataFrame(rows, columns=_columns(config, rows))
 
 
-def _columns(config: Config, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _columns(config: Config, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     """The columns of a table; one of notes only for metrics that have one in some row."""
     bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
     noted = [f"{n}_note" for n in config.metrics if any(f"{n}_note" in row for row in rows)]
