@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from bad_inputs.table import BadInput
-from report.made_results import BLOCK, configuration, datasets, made
+from report.made_results import BLOCK, datasets, made, write_configuration
 
 from passionsr.data.images import write_uint8
 
@@ -53,14 +53,14 @@ def scored(metrics, *images):
     return prepare
 
 
-def no_runs(folder):
-    configuration(folder, runs=[])
-    return ["check", "config/made.yaml"]
+def checked(**keys):
+    """`passionsr check` of a configuration."""
 
+    def prepare(folder):
+        write_configuration(folder, **keys)
+        return ["check", "config/made.yaml"]
 
-def no_seeds(folder):
-    configuration(folder, runs=[{**BLOCK, "seeds": []}])
-    return ["check", "config/made.yaml"]
+    return prepare
 
 
 def external_output_of_another_size(folder):
@@ -155,6 +155,20 @@ ROWS = [
         answer="psnr: 80.0000",
         status=0,
         made=("scores.csv",),
+    ),
+    BadInput(
+        kind=7,
+        given="no runs",
+        prepare=checked(runs=[]),
+        answer="config/made.yaml: runs: [] given, expected a list of at least 1 entry, each a "
+        "mapping with the keys methods, schemes, scopes, seeds",
+    ),
+    BadInput(
+        kind=7,
+        given="no seeds",
+        prepare=checked(runs=[{**BLOCK, "seeds": []}]),
+        answer="config/made.yaml: runs[0].seeds: [] given, expected a list of at least 1 entry, "
+        "each an integer of at least 0",
     ),
     BadInput(
         kind=7,

@@ -19,8 +19,8 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 BLOCK = {"methods": ["minmax", "passionsr"], "schemes": ["W8A8"], "scopes": ["UV"], "seeds": [0]}
 
 
-def configuration(folder, **keys):
-    """config/made.yaml in `folder` (the working directory) and what it says, with changed keys."""
+def write_configuration(folder, **keys):
+    """config/made.yaml in `folder` (the working directory), with changed keys; its path."""
     raw = {
         "name": "made",
         "model": "tiny",
@@ -37,7 +37,7 @@ def configuration(folder, **keys):
     path = folder / "config" / "made.yaml"
     path.parent.mkdir(exist_ok=True)
     path.write_text(yaml.safe_dump(raw))
-    return load_config(path)
+    return path
 
 
 def datasets(folder, names, side=16, count=2):
@@ -119,7 +119,7 @@ def write_outputs(config):
 
 def made(folder, score, **keys):
     """A configuration, and its scores and records as if every job before the tables had run."""
-    config = configuration(folder, **keys)
+    config = load_config(write_configuration(folder, **keys))
     write_pairs(config)
     write_scores(config, score)
     write_runs(config)
