@@ -227,7 +227,7 @@ def score(
     from passionsr.benchmark.standalone import score_folder
 
     for metric, mean in score_folder(sr, hr, output, metrics.split(",")).items():
-        print(f"{metric}: n/a" if mean is None else f"{metric}: {mean:.4f}")
+        print(f"{metric}: {mean}")
 
 
 @app.command()
@@ -290,6 +290,7 @@ def explain(
     table: Annotated[Path, Argument(help="results/<name>/tables/<table>.csv", show_default=False)],
     row: Annotated[str, Option(help="such as passionsr-W6A6, fp32 or bicubic")],
     col: Annotated[str, Option(help="a metric, such as psnr")],
+    dataset: Annotated[str | None, Option(help="whose row, where there are several")] = None,
     config: Annotated[Path | None, Option(help="default: config/<name>.yaml")] = None,
 ) -> None:
     """Show where a table cell comes from, and check its mean."""
@@ -298,7 +299,7 @@ def explain(
 
     name = table.resolve().parent.parent.name  # results have the name of their configuration
     loaded = load_config(config or Path("config") / f"{name}.yaml")
-    print(explain_cell(loaded, table, row, col))
+    print(explain_cell(loaded, table, row, col, dataset))
 
 
 @app.command()

@@ -175,7 +175,7 @@ def test_good_input_works(place, capsys):
     assert main(upscale(place)) == 0
     assert main(score(place)) == 0
     assert "psnr: 80.0000" in capsys.readouterr().out  # equal images: 10 log10(1 / 1e-8)
-    assert (place / "out" / "s.csv").read_text().startswith("image,metric,value\n")
+    assert (place / "out" / "s.csv").read_text().startswith("image,metric,value,reason\n")
 
 
 def test_bugs_are_not_dressed_as_user_errors():
@@ -220,7 +220,7 @@ OPTIONS = {
     "fetch": "source",
     "check": "config",
     "bench": "results --step --tiles --sizes --model --threads",
-    "explain": "table --row --col --config",
+    "explain": "table --row --col --dataset --config",
     "plan": "config --gpus --times --test-images --record",
     "check-results": "results --expected",
     "expect": "results --expected",

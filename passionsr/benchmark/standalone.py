@@ -9,12 +9,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
 from passionsr.data.image_folders import images_by_name, images_in
 from passionsr.data.images import read_uint8, to_tensor, upscale, write_uint8
-from passionsr.metrics.registry import check_metrics
+from passionsr.metrics.registry import check_metrics, missing_note
 from passionsr.models.family import family_of_folder
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError, write_csv
@@ -152,20 +152,31 @@ def _matching_images(sr: Path, hr: Path) -> list[tuple[str, np.ndarray, np.ndarr
     return loaded
 
 
-def score_folder(
-    sr: Path, hr: Path, output: Path, metrics: Sequence[str]
-) -> dict[str, float | None]:
+class FolderMean(NamedTuple):
+    """Mean of one metric over the images of a folder that have a score.
+
+    value: None if none has. note: of which images, where some have none; else "".
+    """
+
+    value: float | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        text = "n/a" if self.value is None else f"{self.value:.4f}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+def score_folder(sr: Path, hr: Path, output: Path, metrics: Sequence[str]) -> dict[str, FolderMean]:
     """Score a folder of outputs against the HR images of the same names.
 
     Args:
         sr: folder of outputs, PNG.
         hr: folder of HR images, PNG.
-        output: CSV to write, columns image, metric and value; an empty value where the metric is
-            not available on this machine.
+        output: CSV to write, columns image, metric, value and reason: why there is no value.
         metrics: names of metrics.registry.METRICS.
 
     Returns:
-        Mean over the images by metric; None where no image has a value.
+        The means by metric.
 
     Raises:
         UserError: an unknown metric, a missing HR image, or one of another size.
@@ -177,15 +188,17 @@ def score_folder(
     suite = MetricSuite(names)
     rows = []
     for index, (image, ours, truth) in enumerate(images, 1):
-        scores = suite.score(ours, truth)
         rows += [
-            {"image": image, "metric": m, "value": "" if v is None else repr(v)}
-            for m, v in scores.items()
+            (image, name, "" if value is None else repr(value), suite.missing.get(name) or reason)
+            for name, (value, reason) in suite.measure(ours, truth).items()
         ]
         log.info("%d/%d %s", index, len(images), image)
-    write_csv(output, rows, ("image", "metric", "value"))
-    means: dict[str, float | None] = {}
+    columns = ("image", "metric", "value", "reason")
+    write_csv(output, [dict(zip(columns, row, strict=True)) for row in rows], columns)
+    means = {}
     for metric in names:
-        values = [float(r["value"]) for r in rows if r["metric"] == metric and r["value"]]
-        means[metric] = sum(values) / len(values) if values else None
+        values = [float(value) for _, name, value, _ in rows if name == metric and value]
+        reasons = [reason for _, name, value, reason in rows if name == metric and not value]
+        note = missing_note(len(values), reasons) if reasons else ""
+        means[metric] = FolderMean(sum(values) / len(values) if values else None, note)
     return means

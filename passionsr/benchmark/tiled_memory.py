@@ -120,8 +120,9 @@ def difference_report(model_folder: Path, size: int, threads: int) -> str:
     rows = []
     for way, options in ways.items():
         error = np.abs(super_resolve(model, lr, InferenceOptions(**options)) - whole)
-        psnr = 10 * np.log10(255**2 / (error**2).mean())
-        rows.append([way, f"{psnr:.1f}", f"{error.mean():.2f}", f"{error.max():.0f}"])
+        mse = (error**2).mean()
+        psnr = f"{10 * np.log10(255**2 / mse):.1f}" if mse else "equal"
+        rows.append([way, psnr, f"{error.mean():.2f}", f"{error.max():.0f}"])
     header = [
         f"{size} px against the whole image",
         "PSNR, dB",

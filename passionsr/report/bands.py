@@ -20,17 +20,36 @@ import csv
 import io
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 from passionsr.metrics.registry import METRICS
-from passionsr.report.rendering import MEASURED, UNQUANTIZED, metric_header
+from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED, metric_header
 from passionsr.report.table_list import TABLES
 from passionsr.utils.files import UserError, write_text
 
-COLUMNS = ("results", "table", "bits", "method", "metric", "low", "high")
+COLUMNS = ("results", "table", "dataset", "bits", "method", "metric", "low", "high")
 
-Key = tuple[str, str, str, str]  # table, bits, method, metric
+
+class Key(NamedTuple):
+    """What names one number of a finished run."""
+
+    table: str
+    dataset: str
+    bits: str
+    method: str
+    metric: str
+
+    @property
+    def row(self) -> tuple[str, str, str, str]:
+        """The row of a table that the number stands in."""
+        return self[:4]
+
+
+def _label(results: str, parts: Iterable[str]) -> str:
+    """For messages; the embedded test set needs no name."""
+    return " ".join([results, *(part for part in parts if part != EMBEDDED)])
 
 
 def margin(bits: str, metric: str) -> float:
@@ -55,30 +74,33 @@ def _from_csv(folder: Path) -> Iterator[tuple[Key, float]]:
                 if row["source"] == MEASURED:
                     for metric in METRICS:
                         if row.get(metric):
-                            yield (table, row["bits"], row["method"], metric), float(row[metric])
+                            key = Key(table, row["dataset"], row["bits"], row["method"], metric)
+                            yield key, float(row[metric])
 
 
 def _from_markdown(text: str) -> Iterator[tuple[Key, float]]:
-    """The first table between each `<!-- name -->` pair, less the marks `**best**` and `≈`."""
+    """The measured tables between each `<!-- name -->` pair, less marks and footnotes."""
     metrics = {metric_header(name): name for name in METRICS}
     for table in _banded():
         block = re.search(rf"<!-- {table} -->\n(.*?)<!-- /{table} -->", text, re.S)
-        if block is None:
-            continue
-        head, *rows = _first_table(block[1]) or [[]]
-        for bits, method, *cells in rows:
-            for title, cell in zip(head[2:], cells, strict=True):
-                number = re.match(r"\**(-?[\d.]+)", cell)
-                if title in metrics and number:
-                    yield (table, bits, method, metrics[title]), float(number[1])
+        for dataset, (head, *rows) in _measured_tables(block[1] if block else ""):
+            for bits, method, *cells in rows:
+                for title, cell in zip(head[2:], cells, strict=True):
+                    number = re.match(r"\**(-?[\d.]+)", cell)
+                    if title in metrics and number:
+                        yield Key(table, dataset, bits, method, metrics[title]), float(number[1])
 
 
-def _first_table(text: str) -> list[list[str]]:
-    """Cells of the first Markdown table: its titles, then its rows; empty if there is none."""
-    match = re.search(r"^(\|.*\n)+", text, re.M)
-    lines = match[0].splitlines() if match else []
-    cells = [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
-    return cells[:1] + cells[2:]
+_TABLE = re.compile(r"(?:^\*(.+), (measured here|published)\*\n\n)?((?:^\|.*\n)+)", re.M)
+
+
+def _measured_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
+    """(dataset, cells) of the Markdown tables that are not published: titles, then rows."""
+    for match in _TABLE.finditer(text):
+        lines = [line.strip("|").split("|") for line in match[3].splitlines()]
+        cells = [[cell.strip() for cell in line] for line in lines]
+        if match[2] != "published":
+            yield match[1] or EMBEDDED, cells[:1] + cells[2:]
 
 
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
@@ -98,7 +120,10 @@ def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
     with path.open(newline="", encoding="utf-8") as stream:
         reader = csv.DictReader(stream, delimiter="\t")
         if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(f"{path}: columns must be {', '.join(COLUMNS)}")
+            raise UserError(
+                f"{path}: columns must be {', '.join(COLUMNS)}; a file of an earlier version "
+                "has no dataset: make it again with `passionsr expect RESULTS`"
+            )
         for number, row in enumerate(reader, 2):
             try:
                 low, high = float(row["low"]), float(row["high"])
@@ -106,7 +131,7 @@ def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
                 raise UserError(f"{path}: line {number}: low and high must be numbers") from None
             if not low < high:
                 raise UserError(f"{path}: line {number}: low must be below high")
-            key = (row["table"], row["bits"], row["method"], row["metric"])
+            key = Key(*(row[name] for name in Key._fields))
             bands.setdefault(row["results"], {})[key] = (low, high)
     return bands
 
@@ -116,7 +141,7 @@ def write_bands(source: Path, path: Path) -> int:
     name, numbers = measured(source)
     kept = read_bands(path) if path.exists() else {}
     kept[name] = {
-        key: (value - margin(key[1], key[3]), value + margin(key[1], key[3]))
+        key: (value - margin(key.bits, key.metric), value + margin(key.bits, key.metric))
         for key, value in numbers.items()
     }
     out = io.StringIO()
@@ -141,12 +166,12 @@ def violations(source: Path, path: Path) -> list[str]:
     lines = []
     for key, (low, high) in bands.items():
         value = numbers.get(key)
-        label = f"{name} {' '.join(key)}"
+        label = _label(name, key)
         if value is None:
             lines.append(f"{label}: missing, expected {low:.4f} .. {high:.4f}")
         elif not math.isfinite(value) or not low <= value <= high:
             lines.append(f"{label}: {value:.4f} is outside {low:.4f} .. {high:.4f}")
-    known = {key[:3] for key in bands}
-    new = dict.fromkeys(key[:3] for key in numbers if key[:3] not in known)
-    lines += [f"{name} {' '.join(row)}: a row without bands in {path}" for row in new]
+    known = {key.row for key in bands}
+    new = dict.fromkeys(key.row for key in numbers if key.row not in known)
+    lines += [f"{_label(name, row)}: a row without bands in {path}" for row in new]
     return lines

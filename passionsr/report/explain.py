@@ -9,10 +9,11 @@ import csv
 import math
 from pathlib import Path
 
-from passionsr.benchmark.config import BICUBIC, FP32, Config
+from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs
 from passionsr.benchmark.paths import image_folder, run_folder, scores_file
 from passionsr.benchmark.records import check_run, read_record
-from passionsr.report.rendering import MEASURED
+from passionsr.metrics.registry import missing_note
+from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED
 from passionsr.report.table_list import TABLES, TableSpec
 from passionsr.utils.files import UserError, sha256_file
 
@@ -34,27 +35,45 @@ def _read_csv(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(stream))
 
 
-def table_rows(config: Config, table: Path) -> dict[str, tuple[dict[str, str], list[str]]]:
-    """Row name (passionsr-W6A6, fp32) -> (its line in the table, its run ids), in their order."""
+def _external(config: Config) -> dict[str, ExternalOutputs]:
+    return {outputs.name: outputs for outputs in config.external_outputs}
+
+
+Row = tuple[dict[str, str], list[str]]  # a line of a table and its run ids
+
+
+def table_rows(config: Config, table: Path, dataset: str | None = None) -> dict[str, Row]:
+    """Row name (passionsr-W6A6, fp32) -> line and run ids, in the order of the table.
+
+    dataset: whose rows; None: those of the only one. UserError lists what a table has.
+    """
     scope = explained_table(table).scope
-    names = {(title, "W32A32"): (ref, [ref]) for ref, title in REFERENCES.items()}
+    names = {(title, UNQUANTIZED): (ref, [ref]) for ref, title in REFERENCES.items()}
+    for name, outputs in _external(config).items():
+        names.setdefault((outputs.title, UNQUANTIZED), (name, [name]))
     for run in config.runs:
         if run.scope == scope:
             key = config.entries[run.method].title, run.scheme
             names.setdefault(key, (f"{run.method}-{run.scheme}", []))[1].append(run.run_id)
-    rows = {}
+    rows: dict[str, dict[str, Row]] = {}
     for line in _read_csv(table):
         key = line["method"], line["bits"]
         if line["source"] == MEASURED and key in names:
             name, run_ids = names[key]
-            rows[name] = line, run_ids
-    return rows
+            rows.setdefault(line["dataset"], {})[name] = line, run_ids
+    if dataset is None and len(rows) > 1:
+        raise UserError(f"{table} has several datasets, give --dataset: {', '.join(rows)}")
+    if dataset is not None and dataset not in rows:
+        raise UserError(f"{table}: no dataset {dataset!r}; datasets: {', '.join(rows) or 'none'}")
+    return rows[dataset] if dataset is not None else next(iter(rows.values()), {})
 
 
 def _provenance(config: Config, run_id: str) -> list[str]:
     """What made a run, one fact a line."""
     if run_id in REFERENCES:
         return [f"  not quantized   its images: {image_folder(config, run_id)}"]
+    if run_id in _external(config):
+        return [f"  made elsewhere  its images: {_external(config)[run_id].folder}"]
     check_run(config, run_id)
     made = read_record(config, run_id)
     weights = run_folder(config, run_id) / "artifact" / "model.safetensors"
@@ -72,28 +91,39 @@ def _provenance(config: Config, run_id: str) -> list[str]:
     ]
 
 
-def _scores(config: Config, run_id: str, metric: str) -> tuple[list[float], list[str]]:
-    """A run's scores of one metric, and what is said about the run."""
+def _scores(
+    config: Config, run_id: str, metric: str, dataset: str
+) -> tuple[list[float], list[str]]:
+    """A run's scores of one metric on one dataset, and what is said about the run."""
     path = scores_file(config, run_id, metric)
-    values = [float(row["value"]) for row in _read_csv(path) if row["value"]]
+    named = bool(config.datasets)  # the one embedded test set has another name in tables
+    rows = [row for row in _read_csv(path) if not named or row["dataset"] == dataset]
+    if run_id in _external(config):  # they cover images that no run was tested on
+        reference = _read_csv(scores_file(config, FP32, metric))
+        tested = {row["image"] for row in reference if row["dataset"] == dataset}
+        rows = [row for row in rows if row["image"] in tested]
+    values = [float(row["value"]) for row in rows if row["value"]]
+    absent = [row.get("reason") or "no reason is recorded" for row in rows if not row["value"]]
     mean = f"mean {sum(values) / len(values)!r} of {len(values)} images" if values else "n/a"
     text = [f"{run_id}: {mean}", f"  scores sha256   {sha256_file(path)}  {path}"]
+    text += [f"  n/a             {missing_note(len(values), absent)}"] if absent else []
     return values, text + _provenance(config, run_id)
 
 
-def explain(config: Config, table: Path, row: str, column: str) -> str:
+def explain(config: Config, table: Path, row: str, column: str, dataset: str | None = None) -> str:
     """Everything behind one cell of a table of means, as text.
 
     Args:
         config: of the results that hold the table.
         table: results/<name>/tables/<table>.csv.
-        row: `method-W6A6`, `fp32` or `bicubic`.
+        row: `method-W6A6`, `fp32`, `bicubic` or the name of external outputs.
         column: a metric.
+        dataset: whose row, where the table has several datasets.
 
-    Raises UserError for an unknown table, row or column (listing what exists), a run of another
-    configuration, and a mean of the scores that differs from the cell.
+    Raises UserError for an unknown table, dataset, row or column (listing what exists), a run of
+    another configuration, and a mean of the scores that differs from the cell.
     """
-    rows = table_rows(config, table)
+    rows = table_rows(config, table, dataset)
     if row not in rows:
         raise UserError(f"{table}: no row {row!r}; rows: {', '.join(rows) or 'none'}")
     line, run_ids = rows[row]
@@ -102,7 +132,7 @@ def explain(config: Config, table: Path, row: str, column: str) -> str:
     text: list[str] = []
     values: list[float] = []
     for run_id in run_ids:
-        scores, lines = _scores(config, run_id, column)
+        scores, lines = _scores(config, run_id, column, line["dataset"])
         values += scores
         text += lines
     cell = float(line[column]) if line[column] else math.nan
@@ -114,6 +144,7 @@ def explain(config: Config, table: Path, row: str, column: str) -> str:
             f"{table}: {row}, {column} is {cell!r}, but the mean of its {len(values)} scores is "
             f"{mean!r}; table and scores do not belong together: run the workflow again"
         )
-    head = f"{table}: {row}, {column} = " + ("n/a" if math.isnan(cell) else repr(cell))
+    where = "" if line["dataset"] == EMBEDDED else f"{line['dataset']}, "
+    head = f"{table}: {where}{row}, {column} = " + ("n/a" if math.isnan(cell) else repr(cell))
     count = f"{len(values)} scores of {len(run_ids)} run(s)"
     return "\n".join([f"{head}, recomputed from {count}", *text])

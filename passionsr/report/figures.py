@@ -25,6 +25,7 @@ from passionsr.benchmark.records import read_record
 from passionsr.data.datasets import ImagePair
 from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS
+from passionsr.report.figure_list import crops_file, crops_runs, drawn_runs, one_seed_each
 from passionsr.report.scores import read_scores
 from passionsr.utils.files import atomic_path, write_text
 
@@ -45,17 +46,33 @@ def zoom_box(hr: np.ndarray, size: int = ZOOM) -> tuple[int, int]:
     energy = np.abs(np.diff(grey, axis=0))[:, :-1] + np.abs(np.diff(grey, axis=1))[:-1]
     corners = [
         (y, x)
-        for y in range(0, hr.shape[0] - size, size // 2)
-        for x in range(0, hr.shape[1] - size, size // 2)
+        for y in range(0, max(1, hr.shape[0] - size), size // 2)
+        for x in range(0, max(1, hr.shape[1] - size), size // 2)
     ]
-    if not corners:  # an image no larger than the box
-        return 0, 0
     return max(corners, key=lambda c: energy[c[0] : c[0] + size, c[1] : c[1] + size].mean())
 
 
+def shown_pairs(config: Config) -> list[ImagePair]:
+    """A few images of every dataset, spread over it."""
+    shown: list[ImagePair] = []
+    pairs = pairs_to_test(config)
+    for dataset in dict.fromkeys(pair.dataset for pair in pairs):
+        own = [pair for pair in pairs if pair.dataset == dataset]
+        shown += own[2::SHOWN][:SHOWN] or own[:SHOWN]
+    return shown
+
+
 def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]) -> plt.Figure:
-    """Per image two rows, whole and zoomed: HR | LR | FP32 | each run."""
-    columns = ["HR", "LR", "FP32", *(config.entries[r.method].title for r in runs)]
+    """Per image two rows, whole and zoomed: HR | LR | FP32 | each run.
+
+    Images have their dataset before their name where there are several; runs say their seed where
+    it is not the same.
+    """
+    titles = [config.entries[run.method].title for run in runs]
+    if len({run.seed for run in runs}) > 1:
+        titles = [f"{t}, seed {run.seed}" for t, run in zip(titles, runs, strict=True)]
+    columns = ["HR", "LR", "FP32", *titles]
+    several = len({pair.dataset for pair in pairs}) > 1
     figure, axes = plt.subplots(
         2 * len(pairs), len(columns), figsize=(2.0 * len(columns), 4.0 * len(pairs)), squeeze=False
     )
@@ -80,7 +97,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
                 spine.set_edgecolor("yellow")
             if index == 0:
                 whole.set_title(columns[column], fontsize=9)
-        axes[2 * index][0].set_ylabel(pair.image, fontsize=8)
+        axes[2 * index][0].set_ylabel(pair.name if several else pair.image, fontsize=8)
     figure.subplots_adjust(wspace=0.03, hspace=0.03)
     return figure
 
@@ -163,38 +180,55 @@ def ranges_figure(config: Config, run: Run, shown: int = 4) -> plt.Figure | None
     return figure
 
 
-def sweep_figure(config: Config, runs: Sequence[Run]) -> plt.Figure:
-    """Fidelity to FP32 (mean over seeds) against the size of the packed model.
+def sweep_data(config: Config, runs: Sequence[Run]) -> pd.DataFrame:
+    """Of each run, dataset and metric of fidelity to FP32 the mean over the images that have it.
 
-    One line per method through its bit widths. Of several datasets, the first.
+    Columns dataset ("" for the embedded test set), method (title), scheme, size (of the packed
+    model, MiB), metric and value; a run without any such score has no row.
     """
     fidelity = [metric.name for metric in METRICS.values() if metric.kind == "FP"]
+    named = [dataset.name for dataset in config.datasets]
     rows = []
     for run in runs:
         scores = read_scores(config, run.run_id)
-        scores = scores[scores.dataset == scores.dataset.iloc[0]]
         size = read_record(config, run.run_id).model_bytes / 2**20
-        for metric in fidelity:
-            value = scores[scores.metric == metric].value.mean()
-            title = config.entries[run.method].title
-            rows.append((title, run.scheme, size, metric, value))
-    data = pd.DataFrame(rows, columns=["method", "scheme", "size", "metric", "value"]).dropna()
-    metrics = list(dict.fromkeys(data.metric))
-    figure, axes = plt.subplots(1, max(1, len(metrics)), figsize=(11, 4), squeeze=False)
+        title = config.entries[run.method].title
+        for dataset in named or [""]:
+            own = scores[scores.dataset == dataset] if dataset else scores
+            for metric in fidelity:
+                value = own[own.metric == metric].value.mean()
+                rows.append((dataset, title, run.scheme, size, metric, value))
+    columns = ["dataset", "method", "scheme", "size", "metric", "value"]
+    return pd.DataFrame(rows, columns=columns).dropna()
+
+
+def sweep_figure(data: pd.DataFrame) -> plt.Figure:
+    """`sweep_data` drawn: fidelity to FP32 (mean over seeds) against the size of the packed model.
+
+    One row of panels per dataset, one panel per metric, one line per method through its bit widths.
+    """
+    datasets, metrics = (list(dict.fromkeys(data[key])) for key in ("dataset", "metric"))
+    figure, axes = plt.subplots(
+        len(datasets), len(metrics), figsize=(11, 4 * len(datasets)), squeeze=False
+    )
     methods = list(dict.fromkeys(data.method))
     colours = dict(zip(methods, sns.color_palette("husl", len(methods)), strict=True))
-    for axis, metric in zip(axes[0], metrics, strict=False):
-        chosen = data[data.metric == metric]
-        for method, line in chosen.groupby("method", sort=False):
-            line = line.groupby("scheme").mean(numeric_only=True).sort_values("size")
-            axis.plot(line["size"], line["value"], "o-", ms=4, label=method, color=colours[method])
-        for scheme, point in chosen.groupby("scheme")["size"].mean().items():
-            axis.axvline(point, color="0.85", lw=0.8, zorder=0)
-            axis.annotate(
-                scheme, (point, 1), xycoords=("data", "axes fraction"), ha="center", fontsize=7
-            )
-        axis.set_xlabel("packed model, MiB")
-        axis.set_ylabel(METRICS[metric].title)
+    for row, dataset in enumerate(datasets):
+        for axis, metric in zip(axes[row], metrics, strict=True):
+            chosen = data[(data.dataset == dataset) & (data.metric == metric)]
+            for method, line in chosen.groupby("method", sort=False):
+                line = line.groupby("scheme").mean(numeric_only=True).sort_values("size")
+                colour = colours[method]
+                axis.plot(line["size"], line["value"], "o-", ms=4, label=method, color=colour)
+            for scheme, point in chosen.groupby("scheme")["size"].mean().items():
+                axis.axvline(point, color="0.85", lw=0.8, zorder=0)
+                axis.annotate(
+                    scheme, (point, 1), xycoords=("data", "axes fraction"), ha="center", fontsize=7
+                )
+            axis.set_xlabel("packed model, MiB")
+            axis.set_ylabel(METRICS[metric].title)
+            if dataset:
+                axis.set_title(dataset, fontsize=9, pad=14)  # above the names of the bit widths
     axes[0][-1].legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))  # over no line
     figure.tight_layout()
     return figure
@@ -228,24 +262,14 @@ def _empty(message: str) -> plt.Figure:
 
 
 def write_figures(config: Config) -> None:
-    """crops_<scheme>, loss_curves (.png and .csv), ranges_let, bits_sweep and sensitivity.
-
-    Released bugs, one row each, are left to their table.
-    """
+    """Every file of `passionsr.report.figure_list.figure_files`, from the runs named there."""
     sns.set_theme(style="whitegrid", font_scale=0.8)
     folder = config.results / "figures"
-    everything = pairs_to_test(config)
-    pairs = everything[2::SHOWN][:SHOWN] or everything[:SHOWN]
-    first_seed = min(r.seed for r in config.runs)
-    every_seed = [
-        r
-        for r in config.runs
-        if r.scope == "UV" and config.entries[r.method].ablation != "released"
-    ]
-    runs = [r for r in every_seed if r.seed == first_seed]
-    for scheme in dict.fromkeys(r.scheme for r in runs):
-        chosen = [r for r in runs if r.scheme == scheme]
-        save(crops_figure(config, pairs, chosen), folder / f"crops_{scheme}.png")
+    every_seed = drawn_runs(config)
+    runs = one_seed_each(every_seed)
+    pairs = shown_pairs(config)
+    for scheme, chosen in crops_runs(config).items():
+        save(crops_figure(config, pairs, chosen), crops_file(config, scheme))
     curves = loss_curves(config, runs)
     write_text(folder / "loss_curves.csv", curves.to_csv(index=False, lineterminator="\n"))
     figure = _empty("no method trains") if curves.empty else loss_figure(curves)
@@ -254,7 +278,9 @@ def write_figures(config: Config) -> None:
     ranked = sorted(with_let, key=lambda r: (r.method != "passionsr", r.scheme != "W6A6"))
     ranges = next((f for r in ranked if (f := ranges_figure(config, r)) is not None), None)
     save(ranges or _empty("no run uses LET"), folder / "ranges_let.png")
-    save(sweep_figure(config, every_seed), folder / "bits_sweep.png")
+    sweep = sweep_data(config, every_seed)
+    figure = _empty("no score of fidelity to FP32") if sweep.empty else sweep_figure(sweep)
+    save(figure, folder / "bits_sweep.png")
     if config.sensitivity:
         rows = pd.read_csv(sensitivity_file(config))
         save(sensitivity_figure(rows, config.sensitivity), folder / "sensitivity.png")

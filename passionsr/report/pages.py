@@ -7,9 +7,10 @@ BLOCKS lists what is generated inside a written page: each between `<!-- name --
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from PIL import Image
@@ -20,7 +21,14 @@ from passionsr.benchmark.plan import plan
 from passionsr.benchmark.timing import report
 from passionsr.metrics.registry import METRICS
 from passionsr.report.rendering import UNQUANTIZED
-from passionsr.report.result_pages import headline, measured_rows, read, read_table, results_page
+from passionsr.report.result_pages import (
+    headline,
+    measured_rows,
+    per_dataset,
+    read,
+    read_table,
+    results_page,
+)
 from passionsr.utils.files import UserError, atomic_path, write_text
 
 README = Path("README.md")
@@ -69,14 +77,24 @@ def paper_plan(sources: Sources) -> str:
 
 
 def quality(sources: Sources) -> str:
-    """Bicubic against the float model, with their ratio where lower is better."""
+    """Bicubic against the float model, with their ratio where lower is better; per dataset."""
     rows = measured_rows(read_table(sources.results, "table2"))
-    rows = rows[rows.bits == UNQUANTIZED].set_index("method")
+    return _tables(rows[rows.bits == UNQUANTIZED], _quality_table)
+
+
+def _tables(rows: pd.DataFrame, made: Callable[[pd.DataFrame], str]) -> str:
+    """What `made` makes of the rows of each dataset, below its heading if it has one."""
+    return "\n\n".join(f"{heading}\n\n{made(part)}".lstrip() for heading, part in per_dataset(rows))
+
+
+def _quality_table(rows: pd.DataFrame) -> str:
+    """rows: of one dataset, not quantized."""
+    rows = rows.set_index("method").loc[["Bicubic", "FP32"]]
     lines = []
     for name, metric in METRICS.items():
         if name not in rows or rows[name].isna().any():
             continue
-        bicubic, model = (float(rows[name][method]) for method in ("Bicubic", "FP32"))
+        bicubic, model = map(float, rows[name])
         ratio, gain = f"x {model / bicubic:.2f}", f"{model - bicubic:+.4g}"
         values = [f"{value:.{metric.digits}f}" for value in (bicubic, model)]
         lines.append([metric.title, *values, ratio if metric.lower_better else gain])
@@ -85,12 +103,20 @@ def quality(sources: Sources) -> str:
 
 
 def difficulty(sources: Sources) -> str:
-    """PSNR to FP32 of MinMax per bit width: UNet alone, UNet + VAE."""
-    lines = {}
-    for label, name in {"UNet only": "unet_only", "UNet + VAE": "table2"}.items():
-        rows = measured_rows(read_table(sources.grid, name))
-        rows = rows[rows.method == "MinMax"]
-        lines[label] = {r.bits: f"{r.psnr_fp:.1f} dB" for r in rows.itertuples()}
+    """PSNR to FP32 of MinMax per bit width: UNet alone, UNet + VAE; per dataset."""
+    tables = {"UNet only": "unet_only", "UNet + VAE": "table2"}
+    read_in = {label: read_table(sources.grid, name) for label, name in tables.items()}
+    rows = measured_rows(pd.concat(t.assign(label=label) for label, t in read_in.items()))
+    rows = rows[rows.method == "MinMax"]
+    return _tables(rows, _difficulty_table)
+
+
+def _difficulty_table(rows: pd.DataFrame) -> str:
+    """rows: of one dataset, with a column label; a number that nobody has is left out."""
+    lines: dict[str, dict[str, str]] = {label: {} for label in dict.fromkeys(rows.label)}
+    known: Iterable[Any] = rows[rows.psnr_fp.notna()].itertuples() if "psnr_fp" in rows else ()
+    for row in known:
+        lines[row.label][row.bits] = f"{row.psnr_fp:.1f} dB"
     return pd.DataFrame(lines).T.to_markdown(disable_numparse=True)
 
 

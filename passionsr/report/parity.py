@@ -18,7 +18,8 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
     Args:
         ours: score rows (image, metric, value).
         published: CSV with a column `image` (file names) and a column per metric.
-        metrics: to compare; one without a tolerance or with missing scores is left out.
+        metrics: to compare; one without a tolerance or without any score is left out, and so is an
+            image without a score of it.
 
     Raises UserError for a malformed file or one about other images.
     """
@@ -35,17 +36,18 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
         tolerance = METRICS[name].tolerance
         if tolerance is None or name not in log.columns or name not in mine.columns:
             continue
-        if mine[name].isna().any():
+        scores = mine[name].dropna()
+        if scores.empty:
             continue
-        theirs = log[name].reindex(mine.index)
-        difference = (mine[name] - theirs).abs()
+        theirs = log[name].reindex(scores.index)
+        difference = (scores - theirs).abs()
         deviation = difference / theirs.abs() if tolerance.relative else difference
         rows.append(
             {
                 "metric": name,
-                "images": len(mine),
+                "images": len(scores),
                 "published": theirs.mean(),
-                "measured": mine[name].mean(),
+                "measured": scores.mean(),
                 "largest_difference": deviation.max(),
                 "relative": tolerance.relative,
                 "tolerance": tolerance.value,

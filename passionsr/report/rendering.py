@@ -34,16 +34,42 @@ class Style:
         interval: format of the interval, appended to its value; None leaves intervals out.
         escape: for all text but `bold` and `interval` themselves.
         after_value: text that belongs to the value and is bold with it.
+        footnote: format of the number of a footnote, appended to its cell.
     """
 
     bold: str
     interval: str | None = None
     escape: Callable[[str], str] = str
     after_value: str = ""
+    footnote: str = " ({})"
 
 
 MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>")
-TEX = Style(r"\textbf{{{}}}", r" [{}, {}]", tex_escape)
+TEX = Style(r"\textbf{{{}}}", r" [{}, {}]", tex_escape, footnote=r"\textsuperscript{{{}}}")
+
+
+class Footnotes:
+    """The notes of a table's cells, numbered as they come; equal notes are one.
+
+    They are text of the columns <metric>_note (`passionsr.report.scores.notes`).
+    """
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+
+    def mark(self, row: pd.Series, metric: str, style: Style) -> str:
+        """What a cell gets appended: the number of its note, "" if it has none."""
+        note = row.get(f"{metric}_note")
+        if note is None or pd.isna(note):
+            return ""
+        return style.footnote.format(self._numbers.setdefault(note, len(self._numbers) + 1))
+
+    def lines(self, style: Style) -> list[str]:
+        """Every note that was marked, one a line, with its number."""
+        return [
+            f"{style.footnote.format(number)} {style.escape(note)}".strip()
+            for note, number in self._numbers.items()
+        ]
 
 
 def format_rows(
@@ -52,10 +78,12 @@ def format_rows(
     style: Style,
     cost: Sequence[Column] = (),
     sign: str = "",
+    footnotes: Footnotes | None = None,
 ) -> list[list[str]]:
     """Cells for printing; a repeated bit width is blank, cost columns stand before the metrics.
 
     "≈" marks a difference to the best that is inside the noise. sign: "+" prints both signs.
+    footnotes: collects the notes of the cells; None leaves them out.
     """
     lines, last = [], None
     for _, row in table.iterrows():
@@ -63,12 +91,18 @@ def format_rows(
         last = row.bits
         cells += ["n/a" if pd.isna(row[c.name]) else f"{row[c.name]:.{c.digits}f}" for c in cost]
         cells = [style.escape(cell) for cell in cells]
-        lines.append([*cells, *(format_cell(row, name, style, sign) for name in metrics)])
+        for name in metrics:
+            mark = footnotes.mark(row, name, style) if footnotes is not None else ""
+            cells.append(format_cell(row, name, style, sign, mark))
+        lines.append(cells)
     return lines
 
 
-def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "") -> str:
-    """One metric of a row: its value, marked, and its interval if the style has one."""
+def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "", mark: str = "") -> str:
+    """One metric of a row: its value, marked, and its interval if the style has one.
+
+    mark: of a footnote, comes after the value.
+    """
     digits = METRICS[metric].digits
     value = row[metric]
     text = style.escape("n/a" if pd.isna(value) else f"{value:{sign}.{digits}f}")
@@ -77,6 +111,7 @@ def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "") -> st
         text = style.bold.format(text)
     elif metric in str(row.get("noise", "")).split(";"):
         text += style.escape(" ≈")
+    text += mark
     bounds = [row.get(f"{metric}_{end}") for end in ("lo", "hi")]
     if style.interval is not None and pd.notna(bounds[0]):
         text += style.interval.format(*(f"{bound:{sign}.{digits}f}" for bound in bounds))
@@ -122,7 +157,8 @@ def with_published(
     blocks = [table.assign(source=MEASURED)]
     if published.rows is not None:
         blocks.append(published.rows.assign(source=PUBLISHED))
-    extra = [c for c in table.columns if c == "noise" or c.endswith(("_lo", "_hi"))]
+    ends = ("_lo", "_hi", "_note")
+    extra = [c for c in table.columns if c == "noise" or c.endswith(ends)]
     costs = [c.name for c in spec.cost_columns]
     columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
     return pd.concat(blocks, ignore_index=True).reindex(columns=columns)
@@ -133,12 +169,15 @@ def _markdown(
 ) -> str:
     lines = [f"**{spec.title.format(name=config.name)}**", ""]
     head = headers(config.metrics, spec.cost)
+    footnotes = Footnotes()
     for dataset, part in table.groupby("dataset", sort=False):
         if dataset != EMBEDDED:
             lines += [f"*{dataset}, measured here*", ""]
-        rows = format_rows(part, config.metrics, MARKDOWN, spec.cost, spec.sign)
+        rows = format_rows(part, config.metrics, MARKDOWN, spec.cost, spec.sign, footnotes)
         lines += [tabulate(rows, head, "pipe", disable_numparse=True), ""]
     lines.append(spec.legend.format(beside="below"))
+    for line in footnotes.lines(MARKDOWN):
+        lines += ["", line]
     if published.note:
         lines += ["", published.note]
     for dataset, head, rows in _published_tables(spec, config, published, MARKDOWN):
@@ -150,11 +189,13 @@ def _markdown(
 def _tex(spec: TableSpec, config: Config, table: pd.DataFrame, published: PublishedBlock) -> str:
     lines = [r"% needs \usepackage{booktabs}", f"% {spec.title.format(name=config.name)}"]
     head = [tex_escape(title) for title in headers(config.metrics, spec.cost)]
+    footnotes = Footnotes()
     for dataset, part in table.groupby("dataset", sort=False):
         if dataset != EMBEDDED:
-            lines += [f"% {dataset}, measured here"]
-        rows = format_rows(part, config.metrics, TEX, spec.cost, spec.sign)
+            lines += [rf"\par\noindent\textit{{{tex_escape(str(dataset))}, measured here}}\par"]
+        rows = format_rows(part, config.metrics, TEX, spec.cost, spec.sign, footnotes)
         lines += [tabulate(rows, head, "latex_raw", disable_numparse=True)]
+    lines += [rf"\par\noindent {line}" for line in footnotes.lines(TEX)]
     if published.note:
         lines += ["", f"% {published.note}"]
     for dataset, titles, rows in _published_tables(spec, config, published, TEX):

@@ -5,7 +5,7 @@ Every interval stands in its own column, and metrics that nobody could compute a
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -19,6 +19,7 @@ from passionsr.report.rendering import (
     MEASURED,
     PUBLISHED,
     UNQUANTIZED,
+    Footnotes,
     Style,
     format_cell,
     headers,
@@ -57,6 +58,12 @@ def measured_rows(table: pd.DataFrame) -> pd.DataFrame:
     return table[table.source == MEASURED]
 
 
+def per_dataset(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
+    """(heading, rows) of each dataset of measured rows; the embedded test set has no heading."""
+    for dataset, rows in table.groupby("dataset", sort=False):
+        yield "" if dataset == EMBEDDED else f"*{dataset}, measured here*", rows
+
+
 def results_page(results: Path) -> str:
     """Every table of a finished run that the list puts on its page.
 
@@ -92,13 +99,13 @@ def table_section(spec: TableSpec, table: pd.DataFrame) -> str:
     """
     own = measured_rows(table)
     metrics = [name for name in METRICS if name in table]
-    shown = [name for name in metrics if own[name].notna().any()]
+    shown = [name for name in metrics if _is_shown(own, name)]
     parts = []
-    for dataset, part in own.groupby("dataset", sort=False):
-        if dataset != EMBEDDED:
-            parts.append(f"*{dataset}, measured here*")
-        parts.append(_with_intervals(part, shown, spec.cost, spec.sign))
-    parts.append(spec.legend.format(beside="beside"))
+    footnotes = Footnotes()
+    for heading, part in per_dataset(own):
+        parts += [heading] if heading else []
+        parts.append(_with_intervals(part, shown, spec, footnotes))
+    parts += [spec.legend.format(beside="beside"), *footnotes.lines(VALUE)]
     absent = [METRICS[name].title for name in metrics if name not in shown]
     if absent:
         parts.append(f"Not computed here: {', '.join(absent)}.")
@@ -113,6 +120,12 @@ def table_section(spec: TableSpec, table: pd.DataFrame) -> str:
     return "\n\n".join(parts)
 
 
+def _is_shown(rows: pd.DataFrame, metric: str) -> bool:
+    """Whether some row has a number of a metric, or a note that says why it has none."""
+    columns = [name for name in (metric, f"{metric}_note") if name in rows]
+    return bool(rows[columns].notna().any(axis=None))
+
+
 def _labels(row: pd.Series, cost: Sequence[Column]) -> list[str]:
     """Bits, method and cost."""
     cells = ["n/a" if pd.isna(row[c.name]) else f"{row[c.name]:.{c.digits}f}" for c in cost]
@@ -120,19 +133,20 @@ def _labels(row: pd.Series, cost: Sequence[Column]) -> list[str]:
 
 
 def _with_intervals(
-    table: pd.DataFrame, metrics: Sequence[str], cost: Sequence[Column], sign: str
+    table: pd.DataFrame, metrics: Sequence[str], spec: TableSpec, footnotes: Footnotes
 ) -> str:
-    head = ["bits", "method", *(c.title for c in cost)]
+    head = ["bits", "method", *(c.title for c in spec.cost)]
     for name in metrics:
         head += [metric_header(name), "95 %"]
     lines = []
     for _, row in table.iterrows():
-        cells = _labels(row, cost)
+        cells = _labels(row, spec.cost)
         for name in metrics:
             low, high = row[f"{name}_lo"], row[f"{name}_hi"]
-            bound = f"{{:{sign}.{METRICS[name].digits}f}}"
+            bound = f"{{:{spec.sign}.{METRICS[name].digits}f}}"
             interval = "" if pd.isna(low) else f"{bound} .. {bound}".format(low, high)
-            cells += [format_cell(row, name, VALUE, sign), interval]
+            mark = footnotes.mark(row, name, VALUE)
+            cells += [format_cell(row, name, VALUE, spec.sign, mark), interval]
         lines.append(cells)
     return tabulate(lines, head, "pipe", disable_numparse=True)
 
@@ -148,24 +162,34 @@ def _plain(table: pd.DataFrame, metrics: Sequence[str], cost: Sequence[Column]) 
 def headline(results: Path) -> str:
     """README.md's table: the headline metrics at HEADLINE_BITS, "value ± half-width".
 
-    The references and the first quantized rows, HEADLINE_ROWS in all. The half-width is half of the
-    95 % bootstrap interval's length; the interval itself need not lie symmetrically.
+    Of several datasets one table each: the references and the first quantized rows, HEADLINE_ROWS
+    in all. The half-width is half of the 95 % bootstrap interval's length; the interval itself need
+    not lie symmetrically.
     """
     spec = next(spec for spec in TABLES if HEADLINE in spec.pages)
     own = measured_rows(read_table(results, spec.name))
-    own = own[own.dataset == own.dataset.iloc[0]]
-    rows = own[own.bits.isin([UNQUANTIZED, HEADLINE_BITS])].head(HEADLINE_ROWS)
+    own = own[own.bits.isin([UNQUANTIZED, HEADLINE_BITS])]
+    footnotes = Footnotes()
+    parts = []
+    for heading, rows in per_dataset(own):
+        parts += [heading] if heading else []
+        parts.append(_headline_table(rows.head(HEADLINE_ROWS), footnotes))
+    return "\n\n".join([*parts, *footnotes.lines(VALUE)])
+
+
+def _headline_table(rows: pd.DataFrame, footnotes: Footnotes) -> str:
     chosen = [name for name, metric in METRICS.items() if metric.headline and name in rows]
-    metrics = [name for name in chosen if rows[name].notna().any()]
+    metrics = [name for name in chosen if _is_shown(rows, name)]
     lines = [
-        [row.method, *(_value_and_half_width(row, name) for name in metrics)]
+        [row.method, *(_value_and_half_width(row, name, footnotes) for name in metrics)]
         for _, row in rows.iterrows()
     ]
     head = ["method", *map(metric_header, metrics)]
     return tabulate(lines, head, "pipe", disable_numparse=True)
 
 
-def _value_and_half_width(row: pd.Series, metric: str) -> str:
+def _value_and_half_width(row: pd.Series, metric: str, footnotes: Footnotes) -> str:
     low, high = row[f"{metric}_lo"], row[f"{metric}_hi"]
     half = "" if pd.isna(low) else f" ± {(high - low) / 2:.{METRICS[metric].digits}f}"
-    return format_cell(row, metric, Style(MARKDOWN.bold, after_value=half))
+    style = Style(MARKDOWN.bold, after_value=half)
+    return format_cell(row, metric, style, mark=footnotes.mark(row, metric, style))

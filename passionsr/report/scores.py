@@ -9,10 +9,13 @@ import pandas as pd
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.paths import scores_files
 from passionsr.benchmark.records import read_record
+from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, missing_note
 
 
 def load_scores(config: Config) -> pd.DataFrame:
-    """All scores of a configuration, one row per number; `value` is NaN where not available.
+    """All scores of a configuration, one row per number.
+
+    `value` is NaN where there is none, for the `reason` beside it.
 
     Of external outputs, which cover their whole dataset, only the images that the runs were tested
     on.
@@ -28,7 +31,8 @@ def load_scores(config: Config) -> pd.DataFrame:
 
 def read_scores(config: Config, run_id: str) -> pd.DataFrame:
     """The score rows of one run: of every metric of the configuration, image by image."""
-    return pd.concat(map(pd.read_csv, scores_files(config, run_id)), ignore_index=True)
+    frames = [pd.read_csv(path, dtype={"reason": str}) for path in scores_files(config, run_id)]
+    return pd.concat(frames, ignore_index=True)
 
 
 def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
@@ -36,6 +40,38 @@ def mean_scores(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
     keys = ["scheme", "scope", "method"]
     table = scores.groupby([*keys, "metric"], sort=False)["value"].mean().unstack("metric")
     return table.reindex(columns=list(metrics))
+
+
+def score_shares(scores: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
+    """Which part of a method's scores is there: index method, one column per metric."""
+    there = scores.assign(there=scores.value.notna())
+    shares = there.groupby(["method", "metric"], sort=False).there.mean().unstack("metric")
+    return shares.reindex(columns=list(metrics))
+
+
+def notes(config: Config, scores: pd.DataFrame) -> dict[str, str]:
+    """<metric>_note -> on how many scores a cell stands and why not on all of them.
+
+    Only of metrics that could not score some image; what a whole column or row lacks (weights, a
+    float output to compare with) is said in the legend.
+
+    Args:
+        config: for the metrics.
+        scores: the score rows behind the cells of one table row.
+    """
+    found: dict[str, str] = {}
+    absent = scores[scores.value.isna()]
+    if absent.empty or "reason" not in absent:
+        return found
+    absent = absent[absent.reason.notna() & ~absent.reason.isin((NO_WEIGHTS, NO_REFERENCE))]
+    runs = len(scores[["method", "seed"]].drop_duplicates())
+    for name in config.metrics:
+        reasons = absent.reason[absent.metric == name]
+        if len(reasons):
+            scored = int(scores.value[scores.metric == name].count())
+            note = missing_note(scored, list(reasons), "images" if runs == 1 else "scores")
+            found[f"{name}_note"] = f"{METRICS[name].title}: {note}"
+    return found
 
 
 def run_costs(config: Config) -> pd.DataFrame:

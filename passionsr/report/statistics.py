@@ -8,6 +8,10 @@ interval holds the middle 95 % of these means. Two methods are compared by the s
 their difference: both get the same drawn images and seeds (a paired bootstrap), so that what makes
 an image hard for all methods cancels. If the interval of the difference holds 0, the difference is
 called noise.
+
+Where a metric could not score every image, a mean and its interval stand on the images that have a
+score, and a comparison on those that have one in both rows. A row that has fewer of its scores than
+its neighbours is never marked best: its mean is about other images.
 """
 
 from __future__ import annotations
@@ -22,11 +26,18 @@ from passionsr.metrics.registry import METRICS
 DRAWS = 2000  # bootstrap repetitions
 
 
-def mark_best(group: pd.DataFrame, metrics: Sequence[str]) -> pd.DataFrame:
-    """Boolean frame: True where a row is best of its group, by the digits that are printed."""
+def mark_best(
+    group: pd.DataFrame, metrics: Sequence[str], shares: pd.DataFrame | None = None
+) -> pd.DataFrame:
+    """Boolean frame: True where a row is best of its group, by the digits that are printed.
+
+    shares: like `group`, which part of a row's scores is there; only rows with the largest compete.
+    """
     marks = pd.DataFrame(False, index=group.index, columns=list(metrics))
     for name in metrics:
         column = group[name].round(METRICS[name].digits)
+        if shares is not None:
+            column = column.where(shares[name] == shares[name].max())
         if column.notna().any():
             best = column.min() if METRICS[name].lower_better else column.max()
             marks[name] = column == best
@@ -40,7 +51,8 @@ def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     are paired: a seed means the same order of the calibration images for all of them.
 
     Args:
-        group: score rows of one metric, bit width, scope and dataset; every method on all images.
+        group: score rows of one metric, bit width, scope and dataset; every method has some score
+            of every image (`on_shared_images`).
         draws: number of bootstrap repetitions.
     """
     cube = group.pivot_table("value", ["method", "seed"], "image", sort=False).sort_index()
@@ -52,14 +64,31 @@ def resampled_means(group: pd.DataFrame, draws: int = DRAWS) -> pd.DataFrame:
     for method in dict.fromkeys(group.method):
         values = cube.loc[method].to_numpy()  # (seeds, images)
         seeds = drawn[len(values)]
-        means[method] = values[seeds[:, :, None], images[:, None, :]].mean((1, 2))
+        picked = values[seeds[:, :, None], images[:, None, :]]
+        if np.isnan(values).any():  # an image has no score under some of the seeds
+            there = ~np.isnan(picked)
+            total = np.where(there, picked, 0).sum((1, 2))
+            with np.errstate(invalid="ignore"):  # a draw of such images and seeds alone: NaN
+                means[method] = total / there.sum((1, 2))
+        else:
+            means[method] = picked.mean((1, 2))
     return pd.DataFrame(means)
 
 
 def interval(draws: pd.Series) -> tuple[float, float]:
-    """The middle 95 % of bootstrap draws: (lower, upper)."""
-    low, high = np.percentile(draws, [2.5, 97.5])
+    """The middle 95 % of bootstrap draws, those without a value left out: (lower, upper)."""
+    low, high = np.percentile(draws.dropna(), [2.5, 97.5])
     return float(low), float(high)
+
+
+def on_shared_images(rows: pd.DataFrame, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of these methods on the images of which each of them has a score.
+
+    rows: score rows of one metric, without those that have no value.
+    """
+    own = rows[rows.method.isin(methods)]
+    having = own.groupby("image", sort=False).method.nunique()
+    return own[own.image.isin(having.index[having == len(set(methods))])]
 
 
 def intervals(
@@ -78,12 +107,24 @@ def intervals(
     rows = scores[(scores.metric == metric) & scores.value.notna()]
     if rows.empty:
         return {}
-    means = resampled_means(rows)
+    methods = [str(method) for method in dict.fromkeys(rows.method)]
+    complete = len(on_shared_images(rows, methods)) == len(rows)
+    together = resampled_means(rows) if complete else None
+
+    def drawn(*some: str) -> pd.DataFrame:
+        """Bootstrap means of these methods on the images that all of them have; may be empty."""
+        if together is not None:
+            return together
+        own = on_shared_images(rows, some)
+        return pd.DataFrame() if own.empty else resampled_means(own)
+
     result = {}
-    for method in map(str, means.columns):
+    for method in methods:
         noise = False
-        if best and method not in best and best[0] in means:
-            low, high = interval(means[method] - means[best[0]])
-            noise = low <= 0 <= high
-        result[method] = (*interval(means[method]), noise)
+        if best and method not in best and best[0] in methods:
+            pair = drawn(method, best[0])
+            if not pair.empty:
+                low, high = interval(pair[method] - pair[best[0]])
+                noise = low <= 0 <= high
+        result[method] = (*interval(drawn(method)[method]), noise)
     return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -11,8 +11,21 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config, parse_scheme
 from passionsr.benchmark.records import check_run
 from passionsr.report.published import published_block, write_parity
 from passionsr.report.rendering import EMBEDDED, UNQUANTIZED, write_table
-from passionsr.report.scores import load_scores, mean_scores, run_costs, with_cost
-from passionsr.report.statistics import interval, intervals, mark_best, resampled_means
+from passionsr.report.scores import (
+    load_scores,
+    mean_scores,
+    notes,
+    run_costs,
+    score_shares,
+    with_cost,
+)
+from passionsr.report.statistics import (
+    interval,
+    intervals,
+    mark_best,
+    on_shared_images,
+    resampled_means,
+)
 from passionsr.report.table_list import TableSpec, tables_of
 from passionsr.utils.files import write_json, write_text
 
@@ -35,7 +48,8 @@ def means(
 
     Returns:
         Rows in print order: bits, method (title), the metrics' means, best and noise (names of
-        metrics, ';'-separated), and <metric>_lo, <metric>_hi: the 95 % bootstrap interval.
+        metrics, ';'-separated), <metric>_lo, <metric>_hi: the 95 % bootstrap interval, and where a
+        mean does not stand on all images <metric>_note: on how many, and why.
     """
     by_row: Any = mean_scores(scores, config.metrics)
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
@@ -55,9 +69,9 @@ def means(
             continue
         # References are no competitors: only quantized methods are marked against each other.
         compete = scheme != UNQUANTIZED and len(group) > 1
-        marks = mark_best(group, config.metrics) & compete
         own = scores[(scores.scheme == scheme) & (scores.scope == here)]
         own = own[own.method.isin(group.index)]
+        marks = mark_best(group, config.metrics, score_shares(own, config.metrics)) & compete
         bands = {n: intervals(own, n, list(marks.index[marks[n]])) for n in config.metrics}
         for label, row in group.iterrows():
             method = str(label)
@@ -67,13 +81,15 @@ def means(
             line["noise"] = ";".join(n for n, (_, _, noise) in cells.items() if noise)
             for name, (low, high, _) in cells.items():
                 line |= {f"{name}_lo": low, f"{name}_hi": high}
-            rows.append(line)
-    return pd.DataFrame(rows, columns=_columns(config))
+            rows.append(line | notes(config, own[own.method == method]))
+    return pd.DataFrame(rows, columns=_columns(config, rows))
 
 
-def _columns(config: Config) -> list[str]:
+def _columns(config: Config, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
+    """The columns of a table; one of notes only for metrics that have one in some row."""
     bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
-    return ["bits", "method", *config.metrics, "best", "noise", *bounds]
+    noted = [f"{n}_note" for n in config.metrics if any(f"{n}_note" in row for row in rows)]
+    return ["bits", "method", *config.metrics, "best", "noise", *bounds, *noted]
 
 
 def means_per_dataset(
@@ -104,7 +120,7 @@ def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.Dat
     """
     assert spec.minus is not None
     pairs = {method: spec.minus(config, method) for method in spec.methods(config)}
-    own = scores[(scores.scope == spec.scope) & scores.value.notna()]
+    own = scores[scores.scope == spec.scope]
     datasets: list[str | None] = [d.name for d in config.datasets] or [None]
     rows = []
     for scheme in dict.fromkeys(r.scheme for r in config.runs if r.method in pairs):
@@ -119,7 +135,7 @@ def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.Dat
                     "best": "",
                 }
                 rows.append(line | _difference(config, group, method, other))
-    return pd.DataFrame(rows, columns=["dataset", *_columns(config)])
+    return pd.DataFrame(rows, columns=["dataset", *_columns(config, rows)])
 
 
 def _difference(
@@ -132,7 +148,8 @@ def _difference(
     cells: dict[str, Any] = {}
     noise = []
     for name in config.metrics:
-        part = both[both.metric == name]
+        part = both[(both.metric == name) & both.value.notna()]
+        part = on_shared_images(part, [method, other])
         if part.empty:
             continue
         drawn = resampled_means(part)
@@ -140,7 +157,7 @@ def _difference(
         mean = part.groupby("method").value.mean()
         cells |= {name: mean[method] - mean[other], f"{name}_lo": low, f"{name}_hi": high}
         noise += [name] if low <= 0 <= high else []
-    return {**cells, "noise": ";".join(noise)}
+    return {**cells, "noise": ";".join(noise), **notes(config, both)}
 
 
 def build_table(
@@ -173,7 +190,14 @@ def write_tables(config: Config) -> None:
 
 
 def _summary(config: Config, scores: pd.DataFrame) -> dict[str, Any]:
-    """Bits -> scope -> method -> metric -> mean."""
+    """Bits -> scope -> method -> metric -> mean; of named datasets, dataset -> bits -> ... ."""
+    if not config.datasets:
+        return _nested_means(config, scores)
+    named = [dataset.name for dataset in config.datasets]
+    return {name: _nested_means(config, scores[scores.dataset == name]) for name in named}
+
+
+def _nested_means(config: Config, scores: pd.DataFrame) -> dict[str, Any]:
     summary: dict[str, Any] = {}
     rows: Iterable[Any] = mean_scores(scores, config.metrics).iterrows()
     for (scheme, scope, method), row in rows:

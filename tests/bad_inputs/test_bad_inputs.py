@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from bad_inputs.table import KINDS, attempt, check
 
+CACHE = Path(__file__).resolve().parent.parent.parent / ".cache"  # of metric weights
 ROWS = [
     row
     for path in sorted(Path(__file__).parent.glob("cases_*.py"))
@@ -20,6 +21,7 @@ ROWS = [
 @pytest.mark.parametrize("row", ROWS, ids=[f"{r.kind}-{r.given}" for r in ROWS])
 def test_bad_input(row, tmp_path, monkeypatch, capsys, record_property):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PASSIONSR_CACHE", str(CACHE))
     outcome = attempt(row, tmp_path, capsys)
     answer = check(row, tmp_path, outcome)
     made = ", ".join(row.made) or "none"

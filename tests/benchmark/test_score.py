@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from passionsr.benchmark.config import load_config
+from passionsr.benchmark.config import ExternalOutputs, load_config
 from passionsr.benchmark.job_code import metric_code
 from passionsr.benchmark.jobs import score as lib
 from passionsr.benchmark.paths import scores_file
 from passionsr.data.datasets import ImagePair
 from passionsr.data.images import write_uint8
-from passionsr.metrics import registry, suite
-from passionsr.utils.files import UserError, write_json
+from passionsr.metrics import registry, suite, weights
+from passionsr.utils.files import UserError, read_json, write_json
 
 RUN = "minmax-W8A8-UV-s0"
 
@@ -31,10 +31,10 @@ def scored(tmp_path, monkeypatch):
         def __init__(self, names):
             self.names = names
 
-        def score(self, sr, hr, fp, resize, only):
+        def measure(self, sr, hr, fp, resize, only):
             assert fp is not None or "psnr_fp" not in only
             computed.extend(only)
-            return {name: float(len(computed)) for name in only}
+            return {name: (float(len(computed)), "") for name in only}
 
     monkeypatch.setattr(suite, "MetricSuite", Counting)
     monkeypatch.setattr(lib, "scored_outputs", lambda config, run_id: images(run_id))
@@ -152,6 +152,89 @@ def test_a_missing_image_is_named(scored):
         lib.score(config, [RUN])
 
 
+def test_what_an_image_lacks_is_written_with_its_reason_and_final(scored, monkeypatch):
+    """The other images and metrics are there; another start of the job tries nothing again."""
+    config, computed = scored
+    counting = suite.MetricSuite.measure
+
+    def measure(self, sr, hr, fp, resize, only):
+        scores = counting(self, sr, hr, fp, resize, only)
+        if "niqe" in scores and len(computed) > 3:  # the second image
+            scores["niqe"] = (None, "16x16 px; it needs 96 px on each side")
+        return scores
+
+    monkeypatch.setattr(suite.MetricSuite, "measure", measure)
+    assert again(config, computed) == ["psnr", "niqe", "psnr_fp"] * 2
+    assert [(r["value"], r["reason"]) for r in rows(config, "niqe")] == [
+        ("3.0", ""), ("", "16x16 px; it needs 96 px on each side"),
+    ]  # fmt: skip
+    assert all(r["value"] and not r["reason"] for r in rows(config, "psnr"))
+    assert again(config, computed) == []
+    image("sr/b.png", 16, seed=1)
+    assert again(config, computed) == ["psnr", "niqe", "psnr_fp"]
+
+
+def test_reasons_of_whole_columns(scored):
+    config, computed = scored
+    write_json(config.results / "metrics.json", {"psnr": None, "niqe": "x", "psnr_fp": None})
+    assert again(config, computed, ("fp32",)) == ["psnr"] * 2
+    assert {r["reason"] for r in rows(config, "niqe", "fp32")} == {registry.NO_WEIGHTS}
+    assert {r["reason"] for r in rows(config, "psnr_fp", "fp32")} == {registry.NO_REFERENCE}
+
+
+def test_an_external_output_that_is_not_there(scored, monkeypatch):
+    """Its image is n/a for every metric, until it comes."""
+    config, computed = scored
+    given = [dataclasses.replace(i, required=False, reference=None) for i in images(RUN)]
+    monkeypatch.setattr(lib, "scored_outputs", lambda config, run_id: given)
+    Path("sr/b.png").unlink()
+    assert again(config, computed) == ["psnr", "niqe"]
+    for metric in ("psnr", "niqe", "psnr_fp"):
+        assert rows(config, metric)[1]["reason"] == lib.NO_OUTPUT
+    assert again(config, computed) == []
+    image("sr/b.png", 16)
+    assert again(config, computed) == ["psnr", "niqe"]
+    assert [bool(r["value"]) for r in rows(config, "psnr")] == [True, True]
+
+
+def test_external_outputs_may_lack_images(tmp_path, monkeypatch):
+    """Only they: an output that a run should have made is an error."""
+    outputs = ExternalOutputs("theirs", "Theirs", "A", tmp_path / "theirs")
+    config = replace(load_config("config/test.yaml"), external_outputs=(outputs,))
+    pair = ImagePair("A/x", Path("x.png"), Path("x.png"), "A")
+    monkeypatch.setattr(lib, "read_sheet", lambda path: [pair])
+    assert lib.scored_outputs(config, "theirs") == [
+        lib.ScoredImage(pair, tmp_path / "theirs" / "x.png", None, required=False)
+    ]
+    monkeypatch.setattr(lib, "check_image_lists", lambda config, run_id: None)
+    monkeypatch.setattr(lib, "pairs_to_test", lambda config: [pair])
+    assert all(i.required for i in lib.scored_outputs(config, RUN))
+
+
+def test_an_output_of_another_size_is_named(scored, monkeypatch):
+    config, _ = scored
+
+    def measure(self, *arguments, only):
+        raise UserError("SR is 16x16 but HR is 20x16; they must be of one size")
+
+    monkeypatch.setattr(suite.MetricSuite, "measure", measure)
+    with pytest.raises(UserError, match=r"^sr/a\.png: SR is 16x16 but HR is 20x16"):
+        lib.score(config, [RUN])
+
+
+def test_the_probe_survives_weights_that_cannot_be_fetched(scored, monkeypatch):
+    config, _ = scored
+
+    def unreachable(cache=None):
+        raise UserError("basicsr==1.4.2 could not be downloaded")
+
+    monkeypatch.setattr(weights, "ensure_weights", unreachable)
+    lib.probe_metrics(config)
+    assert read_json(config.results / "metrics.json") == {
+        "psnr": None, "niqe": "basicsr==1.4.2 could not be downloaded", "psnr_fp": None,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("field", "value", "changes"),
     [
@@ -159,6 +242,7 @@ def test_a_missing_image_is_named(scored):
         ("pyiqa", "ssim", True),
         ("kind", "NR", True),
         ("seed", 1, True),
+        ("min_side", 5, True),
         ("title", "x", False),
         ("digits", 1, False),
         ("lower_better", True, False),

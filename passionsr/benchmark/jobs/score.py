@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from passionsr.benchmark.config import FP32, Config, Run
 from passionsr.benchmark.image_lists import check_image_lists
@@ -24,15 +24,18 @@ from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, 
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
 from passionsr.data.image_folders import composed, images_by_name
 from passionsr.data.images import read_uint8
-from passionsr.metrics.registry import METRICS, check_metrics
-from passionsr.metrics.weights import ensure_weights, unavailable_reason
+from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, check_metrics
+from passionsr.metrics.weights import fetch_problems, unavailable_reason
 from passionsr.models.family import get_family
+from passionsr.utils.checked_yaml import located
 from passionsr.utils.files import UserError, read_json, sha256_file, write_csv, write_json
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from passionsr.metrics.suite import MetricSuite
 
 log = logging.getLogger(__name__)
+
+NO_OUTPUT = "the folder has no output of this name"
 
 SCORE_COLUMNS = (
     "run_id",
@@ -44,15 +47,17 @@ SCORE_COLUMNS = (
     "image",
     "metric",
     "value",
-    "digest",
+    "reason",
+    "digest",  # last: a row that was cut has no whole digest, and does not count
 )
 
 
 def probe_metrics(config: Config) -> None:
     """Fetch metric weights and record which metrics can be computed here, and why others cannot."""
     check_metrics(config.metrics)
-    ensure_weights()
-    reasons = {n: unavailable_reason(METRICS[n].pyiqa) for n in config.metrics}
+    models = {name: METRICS[name].pyiqa for name in config.metrics}
+    unfetched = fetch_problems(models.values())
+    reasons = {n: unfetched.get(m) or unavailable_reason(m) for n, m in models.items()}
     for name, reason in reasons.items():
         if reason:
             log.warning("%s: n/a: %s", name, reason)
@@ -67,22 +72,36 @@ class ScoredImage:
         pair: its LR and HR images.
         output: the image to score.
         reference: the float model's output; None where there is none to compare with.
+        required: False if the output may be absent; then it has no scores.
     """
 
     pair: ImagePair
     output: Path
     reference: Path | None
+    required: bool = True
 
     def compared_with(self, kind: str) -> Path | None:
         """The image that metrics of a kind (`passionsr.metrics.registry.Kind`) compare with."""
         return {"FR": self.pair.hr, "FP": self.reference}.get(kind)
+
+    def lacks(self, metric: str, unavailable: str | None) -> str:
+        """Why a metric has no score here before anything is computed; "" if it can be tried.
+
+        unavailable: why this machine cannot compute the metric at all, None if it can.
+        """
+        if not self.output.is_file():
+            return NO_OUTPUT
+        if METRICS[metric].kind == "FP" and self.reference is None:
+            return NO_REFERENCE
+        return NO_WEIGHTS if unavailable else ""
 
 
 def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
     """Everything that is scored for a run.
 
     External outputs cover their whole dataset and come from another model: there is no float output
-    to compare with. Raises UserError if an output is not the one that the run made.
+    to compare with, and what their folder lacks is n/a. Raises UserError if an output is not what
+    the run made.
     """
     external = {g.name: g for g in config.external_outputs}.get(run_id)
     if external:
@@ -91,7 +110,10 @@ def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
         outputs = [
             given.get(composed(pair.image), external.folder / f"{pair.image}.png") for pair in pairs
         ]
-        return [ScoredImage(*both, None) for both in zip(pairs, outputs, strict=True)]
+        return [
+            ScoredImage(pair, output, None, required=False)
+            for pair, output in zip(pairs, outputs, strict=True)
+        ]
     check_image_lists(config, run_id)
     images, floats = (image_folder(config, r) for r in (run_id, FP32))
     return [
@@ -105,10 +127,12 @@ def scored_outputs(config: Config, run_id: str) -> list[ScoredImage]:
 
 
 def image_hashes(images: Iterable[ScoredImage]) -> dict[Path, str]:
-    """Sha256 of every image that the scores depend on; UserError if one is not there."""
-    paths = dict.fromkeys(
-        path for i in images for path in (i.output, i.pair.hr, i.reference) if path is not None
-    )
+    """Sha256 of every image that scores depend on; UserError if a required one is not there."""
+    paths: dict[Path, None] = {}
+    for image in images:
+        output = [image.output] if image.required or image.output.is_file() else []
+        reference = [image.reference] if image.reference else []
+        paths |= dict.fromkeys([*output, image.pair.hr, *reference])
     for path in paths:
         if not path.is_file():
             raise UserError(f"{path}: image not found")
@@ -127,42 +151,55 @@ def score_digest(
         hashes: of `image_hashes`.
     """
     other = image.compared_with(METRICS[metric].kind)
-    parts = [computation, hashes[image.output], hashes[other] if other else ""]
+    parts = [computation, hashes.get(image.output, ""), hashes[other] if other else ""]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
-def known_scores(path: Path) -> dict[str, str]:
-    """Digest -> score of an earlier file; empty where there is none. n/a is not kept."""
+class Cell(NamedTuple):
+    """One row of a score file. value: the score as text, "" where there is none for `reason`."""
+
+    digest: str
+    value: str = ""
+    reason: str = ""
+
+    @property
+    def final(self) -> bool:
+        """Whether computing it again would give the same; weights can still come."""
+        return bool(self.value or self.reason) and self.reason != NO_WEIGHTS
+
+
+def known_scores(path: Path) -> dict[str, Cell]:
+    """Digest -> what an earlier file says for good; empty where there is none."""
     if not path.is_file():
         return {}
     with path.open(newline="", encoding="utf-8", errors="replace") as stream:
         rows = list(csv.DictReader(stream))
-    return {row["digest"]: row["value"] for row in rows if row.get("digest") and row.get("value")}
-
-
-# Of one metric, (digest, score as text or "") per image.
-Scores = list[tuple[str, str]]
+    cells = [Cell(*(row.get(key) or "" for key in Cell._fields)) for row in rows]
+    return {cell.digest: cell for cell in cells if cell.digest and cell.final}
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:
-    """scores/<run_id>/<metric>.csv of every run: one row per image, no value where it is n/a.
+    """scores/<run_id>/<metric>.csv of every run: one row per image, with a reason where it is n/a.
 
     Only what no earlier score stands for is computed, and only the metrics for that are built.
     """
     reasons = read_json(config.results / "metrics.json")
     images = {run_id: scored_outputs(config, run_id) for run_id in run_ids}
     hashes = image_hashes(image for group in images.values() for image in group)
-    tables: dict[str, dict[str, Scores]] = {run_id: {} for run_id in run_ids}
+    tables: dict[str, dict[str, list[Cell]]] = {run_id: {} for run_id in run_ids}
     for name in config.metrics:
         computation = f"{metric_code(name)} resize={config.resize_mismatch}"
         for run_id, group in images.items():
             known = known_scores(scores_file(config, run_id, name))
-            digests = [score_digest(image, name, computation, hashes) for image in group]
-            tables[run_id][name] = [(digest, known.get(digest, "")) for digest in digests]
+            cells = [Cell(score_digest(image, name, computation, hashes)) for image in group]
+            tables[run_id][name] = [
+                known.get(cell.digest) or cell._replace(reason=image.lacks(name, reasons[name]))
+                for cell, image in zip(cells, group, strict=True)
+            ]
     missing = [
         name
         for name in config.metrics
-        if not reasons[name] and any(_missing(images[r], tables[r], name) for r in run_ids)
+        if any(not cell.value and not cell.reason for r in run_ids for cell in tables[r][name])
     ]
     suite = None
     if missing:
@@ -177,42 +214,37 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
         log.info("%s: %d images (%.1f s)", run_id, len(group), time.perf_counter() - started)
 
 
-def _missing(images: Sequence[ScoredImage], table: Mapping[str, Scores], metric: str) -> list[int]:
-    """Places of the images that the metric can score and has not."""
-    kind = METRICS[metric].kind
-    return [
-        index
-        for index, (image, (_, value)) in enumerate(zip(images, table[metric], strict=True))
-        if not value and (kind == "NR" or image.compared_with(kind) is not None)
-    ]
-
-
 def _fill(
-    config: Config, suite: MetricSuite, images: Sequence[ScoredImage], table: dict[str, Scores]
+    config: Config,
+    suite: MetricSuite,
+    images: Sequence[ScoredImage],
+    table: Mapping[str, list[Cell]],
 ) -> None:
     """Compute the missing scores of the suite's metrics and put them into `table`."""
-    missing = {name: set(_missing(images, table, name)) for name in suite.names}
     for index, image in enumerate(images):
-        names = [name for name in suite.names if index in missing[name]]
+        cells = {name: table[name][index] for name in suite.names}
+        names = [name for name, cell in cells.items() if not cell.value and not cell.reason]
         if names:
             _, hr = read_pair(image.pair, get_family(config.family).scale)
+            output = read_uint8(image.output)
             reference = read_uint8(image.reference) if image.reference else None
-            scores = suite.score(
-                read_uint8(image.output), hr, reference, config.resize_mismatch, only=names
-            )
-            for name, value in scores.items():
-                digest, _ = table[name][index]
-                table[name][index] = digest, "" if value is None else repr(value)
+            with located(image.output):
+                scores = suite.measure(output, hr, reference, config.resize_mismatch, only=names)
+            for name, (value, reason) in scores.items():
+                text = "" if value is None else repr(value)
+                table[name][index] = cells[name]._replace(value=text, reason=reason)
+                if value is None:
+                    log.warning("%s: %s is n/a: %s", image.output, name, reason)
         if (index + 1) % 10 == 0:
             log.info("%d/%d", index + 1, len(images))
 
 
 def _write(
-    config: Config, run_id: str, images: Sequence[ScoredImage], table: Mapping[str, Scores]
+    config: Config, run_id: str, images: Sequence[ScoredImage], table: Mapping[str, list[Cell]]
 ) -> None:
     known = {run.run_id: run for run in config.runs}
     run = known.get(run_id) or Run(run_id, "W32A32", "UV", 0)
-    for name, scores in table.items():
+    for name, cells in table.items():
         rows = [
             {
                 **dataclasses.asdict(run),
@@ -220,9 +252,8 @@ def _write(
                 "dataset": image.pair.dataset or (config.test.stem if config.test else ""),
                 "image": image.pair.image,
                 "metric": name,
-                "value": value,
-                "digest": digest,
+                **cell._asdict(),
             }
-            for image, (digest, value) in zip(images, scores, strict=True)
+            for image, cell in zip(images, cells, strict=True)
         ]
         write_csv(scores_file(config, run_id, name), rows, SCORE_COLUMNS)
