@@ -146,7 +146,7 @@ class QuantizedLayer(nn.Module):
         self.keep_weight = True  # what is made of it, between forwards
         self._kept_weight, self._kept_sum, self._kept_shift = _Kept(), _Kept(), _Kept()
         self._frozen_weight: Tensor | None = None
-        self._last_size = MAP_SIZE  # of the input map of the last forward pass before freezing
+        self._last_size = MAP_SIZE  # of the input map of the last forward pass
         self.to(layer.weight.device)
 
     # -- calibration --------------------------------------------------------------------------
@@ -219,10 +219,10 @@ class QuantizedLayer(nn.Module):
         if self.frozen:
             return self._frozen_forward(x)
         if self.transform is not None:
+            size = self._last_size = _size_of(x)
             if self.transform.collecting:
                 self.transform.collect(x, self.weight, self._let_init)
                 return self._op(x, self.weight, self.bias)
-            size = self._last_size = _size_of(x)
             bias, float_bias, border = self._bias_and_border(size)
             x = self.transform.input(x)
         else:
