@@ -202,7 +202,6 @@ def test_the_artifact_says_what_its_border_maps_are_made_for(tiny, tmp_path):
         batches = make_batches(tiny, [torch.rand(1, 3, side, side)], 1, 0)
         method = PassionSR(epochs=1)
         model, _, _ = quantize_model(method, tiny, Scheme.parse("W8A8"), "UV", batches)
-        randomise(model)
         save_quantized(model, tmp_path / str(side), {})
         loaded = load_quantized(tmp_path / str(side))
         sizes = [
