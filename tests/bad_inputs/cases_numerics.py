@@ -6,9 +6,9 @@ import json
 import numpy as np
 import torch
 import yaml
+from bad_inputs.table import BadInput
 from PIL import Image
 
-from bad_inputs.table import BadInput
 from passionsr.utils.files import sha256_file
 
 MODEL, ARTIFACT, LR = "model", "artifact", "lr.png"

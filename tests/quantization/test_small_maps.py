@@ -113,7 +113,7 @@ def test_freezing_keeps_the_output_at_every_size(name):
 
 def test_another_residue_than_the_calibrated_one():
     """A strided convolution, frozen at even sizes, at odd ones: from the quantized weight."""
-    conv, quantized = layer_of("3x3-stride2")
+    _, quantized = layer_of("3x3-stride2")
     x = torch.randn(2, 6, 12, 10, dtype=torch.float64)
     quantized.init_weights()
     with observing(quantized), torch.no_grad():
@@ -133,7 +133,7 @@ def test_another_residue_than_the_calibrated_one():
             torch.testing.assert_close(quantized(part), expected, rtol=1e-11, atol=1e-11)
 
 
-# -- whole models -----------------------------------------------------------------------------------
+# -- whole models ------------------------------------------------------------------------------------
 
 # Height and width of the upscaled LR: below, at and above one latent per side; odd numbers of
 # latents, which the UNet's strided convolution halves; sides that the VAE rounds down.

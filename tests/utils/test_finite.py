@@ -44,7 +44,9 @@ def test_it_is_the_users_error_and_one_of_arithmetic():
 
 def test_where_it_begins():
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2))
+    model = nn.Sequential(
+        nn.Linear(2, 2), nn.Sequential(nn.Linear(2, 2), nn.ReLU()), nn.Linear(2, 2)
+    )
     run = lambda: model(torch.ones(1, 2))  # noqa: E731
     with torch.no_grad():
         model[0].weight[0, 0] = 1e30
