@@ -53,8 +53,8 @@ def make_batches(
         targets: their ground truth (1, 3, H, W), for options that ask for it.
         folder: keep the batches in files there, mapped into memory: same values, read when used, on
             the CPU.
-    Raises UserError if there are no images or their sizes differ, for a model of half precision, and
-    if pixels or the float model's outputs are not finite.
+    Raises UserError if there are no images or their sizes differ, for a model of half precision,
+    and if pixels or the float model's outputs are not finite.
     """
     if not images:
         raise UserError("no calibration images")

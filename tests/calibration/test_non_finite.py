@@ -80,17 +80,7 @@ def test_the_issues_example_is_one_line(tiny):
     ("weight", "output"),
     [
         ("vae-quant_conv-bias", "latent"),
-        ("    message = ""
-    try:
-        model, log, _ = quantize_model(method, tiny, W4A4, "UV", batches)
-    except UserError as err:
-        message = str(err)
-    if message:
-        assert re.match(r"(encoder|unet|decoder)[.:].*learning rate", message)
-    else:
-        save_quantized(model, tmp_path, {})
-        assert all(math.isfinite(s["loss_after"]) for s in log.stages)
--conv_out-bias", "x0"),
+        ("unet-conv_out-bias", "x0"),
         ("vae-decoder-conv_out-bias", "output image"),
     ],
 )
@@ -127,7 +117,7 @@ def test_an_infinite_output_is_no_white_or_black_image(value, tiny):
         super_resolve(model, pixels)
 
 
-# -- ranges ------------------------------------------------------------------------------------
+# -- ranges ---------------------------------------------------------------------------------------
 
 # Every class, and each part of PassionSR switched off.
 EVERY = ["minmax", "ptq4dm", "lsq", "lsq_plus", "qdiffusion", "efficientdm", "passionsr",
@@ -226,7 +216,7 @@ def test_ranges_of_no_width_work(name, tiny, batches, tmp_path):
     assert all(math.isfinite(s["loss_after"]) for s in log.stages)
 
 
-# -- fit stages ------------------------------------------------------------------------------------
+# -- fit stages -----------------------------------------------------------------------------------
 
 RATES = [
     ("passionsr", ("let_lr",)),
@@ -244,11 +234,13 @@ RATES = [
 def test_a_huge_learning_rate(name, options, rate, tiny, batches, tmp_path):
     """One line that names the fit stage or what it left behind, or a model that is finite."""
     method = build(name, **dict.fromkeys(options, rate))
+    message = ""
     try:
         model, log, _ = quantize_model(method, tiny, W4A4, "UV", batches)
     except UserError as err:
-        assert re.match(r"(encoder|unet|decoder)[.:]", str(err)), err
-        assert "learning rate" in str(err)
+        message = str(err)
+    if message:
+        assert re.match(r"(encoder|unet|decoder)[.:].* learning rate", message)
     else:
         save_quantized(model, tmp_path, {})
         assert all(math.isfinite(s["loss_after"]) for s in log.stages)
@@ -275,9 +267,7 @@ def test_a_loss_that_turns_to_nan_names_stage_and_step():
         seen.append(1)
         return parameter.sum() * (math.nan if len(seen) == 5 else 1.0)  # two before the first step
 
-    with pytest.raises(
-        NonFiniteError, match=r"^unet\.let: the loss is nan at step 2; lower"
-    ):
+    with pytest.raises(NonFiniteError, match=r"^unet\.let: the loss is nan at step 2; lower"):
         stage_of(loss, epochs=3)
 
 
@@ -302,7 +292,7 @@ def test_a_parameter_that_is_not_finite_is_not_kept():
         stage_of(lambda p, _: p.clamp(-1, 1).sum(), steps=4, lr=1e38, undo_worse=False)
 
 
-# -- saving and loading ------------------------------------------------------------------------------------
+# -- saving and loading ---------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -313,9 +303,7 @@ def quantized(tiny, batches):
 def test_saving_refuses_and_writes_nothing(quantized, tmp_path):
     model = copy.deepcopy(quantized)
     model.vae.decoder.conv_norm_out.bias[0] = math.inf
-    with pytest.raises(
-        NonFiniteError, match=r"not written.* vae\.decoder\.conv_norm_out\.bias h"
-    ):
+    with pytest.raises(NonFiniteError, match=r"not written.* vae\.decoder\.conv_norm_out\.bias h"):
         save_quantized(model, tmp_path / "new", {})
     assert not (tmp_path / "new").exists()
     save_quantized(quantized, tmp_path / "old", {})

@@ -133,7 +133,7 @@ def test_another_residue_than_the_calibrated_one():
             torch.testing.assert_close(quantized(part), expected, rtol=1e-11, atol=1e-11)
 
 
-# -- whole models ------------------------------------------------------------------------------------
+# -- whole models ---------------------------------------------------------------------------------
 
 # Height and width of the upscaled LR: below, at and above one latent per side; odd numbers of
 # latents, which the UNet's strided convolution halves; sides that the VAE rounds down.
