@@ -174,80 +174,68 @@ def small_calibration(folder):
 
 
 MADE = tuple(f"{ARTIFACT}/{name}" for name in ("model.safetensors", "scheme.json"))
-ROWS = [
-    BadInput(
-        kind=2,
-        given=f"a weight of 1e30, {method}",
-        prepare=functools.partial(huge_weight, method),
-        answer="the float model's latent of the calibration images holds NaN or infinite values: they "
-        "begin in vae.encoder.down_blocks.0.resnets.0.norm1, and the largest weight is 1e+30 in "
-        "vae.encoder.conv_in.weight; correct that layer, or make or fetch the model again",
-    )
-    for method in ("minmax", "ptq4dm", "passionsr")
-]
-ROWS += [
-    BadInput(
-        kind=2,
-        given="a weight of 1e30, upscale",
-        prepare=huge_weight_upscaled,
-        answer="the output image holds NaN or infinite values; check the model's weights",
+BEGINS_IN_THE_VAE = (
+    "the float model's latent of the calibration images holds NaN or infinite values: they begin "
+    "in vae.encoder.down_blocks.0.resnets.0.norm1, and the largest weight is 1e+30 in "
+    "vae.encoder.conv_in.weight; correct that layer, or make or fetch the model again"
+)
+OUTPUT = "the output image holds NaN or infinite values; check the model's weights"
+REFUSED = [
+    *(
+        (f"a weight of 1e30, {method}", functools.partial(huge_weight, method), BEGINS_IN_THE_VAE)
+        for method in ("minmax", "ptq4dm", "passionsr")
     ),
-    BadInput(
-        kind=2,
-        given="an output that overflows",
-        prepare=infinite_output,
-        answer="the output image holds NaN or infinite values; check the model's weights",
+    ("a weight of 1e30, upscale", huge_weight_upscaled, OUTPUT),
+    ("an output that overflows", infinite_output, OUTPUT),
+    (
+        "NaN in a model folder",
+        nan_weight,
+        "model: vae.encoder.conv_in.weight holds NaN or infinite values (1 of 361 tensors); make "
+        "or fetch the model again",
     ),
-    BadInput(
-        kind=2,
-        given="NaN in a model folder",
-        prepare=nan_weight,
-        answer="model: vae.encoder.conv_in.weight holds NaN or infinite values (1 of 361 tensors); make or "
-        "fetch the model again",
-    ),
-    BadInput(
-        kind=2,
-        given="NaN in an artifact",
-        prepare=nan_in_artifact,
-        answer="artifact/model.safetensors: unet.conv_in.act_quantizer.lower, "
+    (
+        "NaN in an artifact",
+        nan_in_artifact,
+        "artifact/model.safetensors: unet.conv_in.act_quantizer.lower, "
         "unet.conv_out.act_quantizer.upper hold NaN or infinite values (2 of 1545 tensors); "
         "calibrate again",
     ),
-    BadInput(
-        kind=2,
-        given="let_lr of 1000",
-        prepare=lambda folder: rate(folder, let_lr=1000.0, undo_worse=False),
-        answer="encoder.let: the loss is nan after the last step; lower its learning rate, or check the "
+    (
+        "let_lr of 1000",
+        lambda folder: rate(folder, let_lr=1000.0, undo_worse=False),
+        "encoder.let: the loss is nan after the last step; lower its learning rate, or check the "
         "weights and the calibration images",
     ),
-    BadInput(
-        kind=2,
-        given="a negative learning rate",
-        prepare=lambda folder: rate(folder, "passionsr.baselines.lsq:LSQ", act_lr=-1.0),
-        answer="encoder.steps: the learning rate is -1.0; give a finite one that is not negative",
+    (
+        "a negative learning rate",
+        lambda folder: rate(folder, "passionsr.baselines.lsq:LSQ", act_lr=-1.0),
+        "encoder.steps: the learning rate is -1.0; give a finite one that is not negative",
     ),
-    BadInput(
-        kind=2,
-        given="NaN in a pixel",
-        prepare=nan_pixels,
-        answer="calibration image 2 of 3 holds NaN or infinite values: give pixels in [0, 1]",
+    (
+        "NaN in a pixel",
+        nan_pixels,
+        "calibration image 2 of 3 holds NaN or infinite values: give pixels in [0, 1]",
     ),
-    BadInput(
-        kind=2,
-        given="a model of half precision",
-        prepare=half_precision,
-        answer="the float model has torch.float16 weights: calibrate it in torch.float32 (model.float())",
+    (
+        "a model of half precision",
+        half_precision,
+        "the float model has torch.float16 weights: calibrate it in torch.float32 (model.float())",
     ),
-    BadInput(
-        kind=2,
-        given="infinity in what is to be saved",
-        prepare=unwritable,
-        answer="{folder}/artifact: not written, for the quantized model cannot be used: "
+    (
+        "infinity in what is to be saved",
+        unwritable,
+        "{folder}/artifact: not written, for the quantized model cannot be used: "
         "vae.encoder.conv_in.weight, vae.encoder.conv_in.bias, "
         "vae.encoder.down_blocks.0.resnets.0.norm1.weight and 2 more hold NaN or infinite values "
         "(5 of 361 tensors); check the float model and the calibration images, or lower the "
         "learning rates",
     ),
+]
+ROWS = [
+    BadInput(kind=2, given=given, prepare=prepare, answer=answer)
+    for given, prepare, answer in REFUSED
+]
+ROWS.append(
     BadInput(
         kind=2,
         given="weights all 0, weights all equal",
@@ -255,8 +243,8 @@ ROWS += [
         answer=ARTIFACT,
         status=0,
         made=MADE,
-    ),
-]
+    )
+)
 ROWS += [
     BadInput(
         kind=8,
