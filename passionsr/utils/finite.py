@@ -53,7 +53,7 @@ def check_finite(named: Iterable[tuple[str, Tensor]], what: str, advice: str) ->
 def where_it_begins(model: nn.Module, run: Callable[[], Any]) -> str:
     """Where NaN or infinite values begin when `run` runs `model`, as words for a message.
 
-    The first layer whose output is not finite, and the weight that is the likely cause: one that is
+    The first module whose output is not finite, and the weight that is the likely cause: one that is
     not finite itself, else the one with the largest value.
     """
     first: list[str] = []
@@ -65,7 +65,7 @@ def where_it_begins(model: nn.Module, run: Callable[[], Any]) -> str:
     handles = [
         module.register_forward_hook(lambda _, __, output, name=name: watch(name, output))
         for name, module in model.named_modules()
-        if next(module.children(), None) is None
+        if name  # of nested modules the innermost ends first
     ]
     try:
         run()
