@@ -21,6 +21,7 @@ from passionsr.utils.finite import NonFiniteError, is_finite
 from passionsr.utils.system import peak_mib
 
 ADVICE = "lower its learning rate, or check the weights and the calibration images"
+MAX_RATE = 1e30  # of a step; Adam divides it by 0.1, and what is more overflows in float32
 progress = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 Regulariser = Callable[[int], Tensor | float]
@@ -230,9 +231,9 @@ def _optimizer(
 ) -> torch.optim.Optimizer:
     chosen = [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params]
     for rate in (group["lr"] for group in chosen):
-        if not 0 <= rate < math.inf:
+        if not 0 <= rate <= MAX_RATE:
             raise UserError(
-                f"{stage.name}: the learning rate is {rate}; give a finite one that is not negative"
+                f"{stage.name}: the learning rate is {rate}; give one from 0 to {MAX_RATE:g}"
             )
     if config.optimizer == "sgd":
         return torch.optim.SGD(chosen, momentum=0.9, weight_decay=config.weight_decay)

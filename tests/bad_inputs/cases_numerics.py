@@ -209,7 +209,7 @@ REFUSED = [
     (
         "a negative learning rate",
         lambda folder: rate(folder, "passionsr.baselines.lsq:LSQ", act_lr=-1.0),
-        "encoder.steps: the learning rate is -1.0; give a finite one that is not negative",
+        "encoder.steps: the learning rate is -1.0; give one from 0 to 1e+30",
     ),
     (
         "NaN in a pixel",
