@@ -230,7 +230,7 @@ def _optimizer(
     groups: Sequence[ParamGroup], config: FitConfig, stage: FitStage
 ) -> torch.optim.Optimizer:
     chosen = [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params]
-    for rate in (group["lr"] for group in chosen):
+    for rate in (config.lr * g.lr_scale for g in groups if g.params):
         if not 0 <= rate <= MAX_RATE:
             raise UserError(
                 f"{stage.name}: the learning rate is {rate}; give one from 0 to {MAX_RATE:g}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
 from typing import TypeVar
 
@@ -96,7 +97,7 @@ def _check_outputs(
     """UserError where what a calibrated sub-model hands to the next is not finite."""
     for x, output in zip(inputs, outputs, strict=True):
         if not is_finite(output):
-            begins = where_it_begins(model, lambda x=x: sub.run(x))
+            begins = where_it_begins(model, partial(sub.run, x))
             raise NonFiniteError(
                 f"{sub.name}: after calibration its outputs hold NaN or infinite values: {begins}; "
                 "lower the learning rates, or check the calibration images"

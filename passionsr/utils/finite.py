@@ -53,8 +53,8 @@ def check_finite(named: Iterable[tuple[str, Tensor]], what: str, advice: str) ->
 def where_it_begins(model: nn.Module, run: Callable[[], Any]) -> str:
     """Where NaN or infinite values begin when `run` runs `model`, as words for a message.
 
-    The first module whose output is not finite, and the weight that is the likely cause: one that is
-    not finite itself, else the one with the largest value.
+    The first module whose output is not finite, and the weight that is the likely cause: one that
+    is not finite itself, else the one with the largest value.
     """
     first: list[str] = []
 
