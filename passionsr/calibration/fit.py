@@ -166,9 +166,9 @@ def train(
         return
     started = time.perf_counter()
     before = mean_loss(loss_fn, batches)
-    _check_loss(before, stage, "at step 0")
     start = [p.detach().clone() for p in params] if config.undo_worse else []
     with _trainable(params):
+        _check_loss(before, stage, "at step 0")
         _take_steps(groups, loss_fn, batches, config, stage, regulariser)
     after = mean_loss(loss_fn, batches)
     undone = config.undo_worse and not after <= before
