@@ -16,8 +16,12 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from passionsr.calibration.checkpoints import Checkpoints, NoCheckpoints
 from passionsr.calibration.sub_models import SubModel, sub_quantizers
+from passionsr.utils.files import UserError
+from passionsr.utils.finite import NonFiniteError, is_finite
 from passionsr.utils.system import peak_mib
 
+ADVICE = "lower its learning rate, or check the weights and the calibration images"
+MAX_RATE = 1e30  # of a step; Adam divides it by 0.1, and what is more overflows in float32
 progress = logging.getLogger(__name__)
 Batch = TypeVar("Batch")
 Regulariser = Callable[[int], Tensor | float]
@@ -153,7 +157,8 @@ def train(
 
     Args: regulariser: of the step (from 1), added to the loss that is minimised, but not to what is
         logged.
-    Raises FloatingPointError, naming fit stage and step, if the loss is not finite.
+    Raises UserError, naming the fit stage, for a loss or a parameter that is not finite, and for a
+    learning rate that no optimizer takes.
     """
     params = [p for group in groups for p in group.params]
     total = config.total(len(batches))
@@ -163,6 +168,7 @@ def train(
     before = mean_loss(loss_fn, batches)
     start = [p.detach().clone() for p in params] if config.undo_worse else []
     with _trainable(params):
+        _check_loss(before, stage, "at step 0")
         _take_steps(groups, loss_fn, batches, config, stage, regulariser)
     after = mean_loss(loss_fn, batches)
     undone = config.undo_worse and not after <= before
@@ -170,6 +176,10 @@ def train(
         with torch.no_grad():
             for parameter, value in zip(params, start, strict=True):
                 parameter.copy_(value)
+    else:
+        _check_loss(after, stage, "after the last step")
+        if not all(is_finite(p) for p in params):
+            raise NonFiniteError(f"{stage.name}: a parameter is not finite; {ADVICE}")
     row = {
         "stage": stage.name,
         "loss_before": before,
@@ -194,15 +204,14 @@ def _take_steps(
 ) -> None:
     """The optimizer's steps of `train`, one logged row each."""
     count = len(batches)
-    optimizer = _optimizer(groups, config)
+    optimizer = _optimizer(groups, config, stage)
     schedule = LambdaLR(optimizer, lambda step: config.factor(step, count))
     for step in range(config.total(count)):
         loss = loss_fn(batches[step % count])
         value = float(loss.detach())
         if regulariser is not None:
             loss = loss + regulariser(step + 1)
-        if not math.isfinite(float(loss.detach())):
-            raise FloatingPointError(f"{stage.name}: the loss is {value} at step {step}")
+        _check_loss(float(loss.detach()), stage, f"at step {step}")
         if config.clears_gradients(step, count):
             optimizer.zero_grad(set_to_none=True)
         loss.backward()
@@ -212,8 +221,20 @@ def _take_steps(
         stage.log.rows.append(row)
 
 
-def _optimizer(groups: Sequence[ParamGroup], config: FitConfig) -> torch.optim.Optimizer:
+def _check_loss(loss: float, stage: FitStage, when: str) -> None:
+    if not math.isfinite(loss):
+        raise NonFiniteError(f"{stage.name}: the loss is {loss} {when}; {ADVICE}")
+
+
+def _optimizer(
+    groups: Sequence[ParamGroup], config: FitConfig, stage: FitStage
+) -> torch.optim.Optimizer:
     chosen = [{"params": list(g.params), "lr": config.lr * g.lr_scale} for g in groups if g.params]
+    for rate in (config.lr * g.lr_scale for g in groups if g.params):
+        if not 0 <= rate <= MAX_RATE:
+            raise UserError(
+                f"{stage.name}: the learning rate is {rate}; give one from 0 to {MAX_RATE:g}"
+            )
     if config.optimizer == "sgd":
         return torch.optim.SGD(chosen, momentum=0.9, weight_decay=config.weight_decay)
     kind = torch.optim.AdamW if config.weight_decay else torch.optim.Adam

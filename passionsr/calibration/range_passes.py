@@ -13,14 +13,16 @@ from passionsr.calibration.sub_models import (
     SubModel,
     _all,
     _quantize_weights,
+    named_parts,
     parts_of,
     sub_quantizers,
 )
-from passionsr.quantization.equivalent_transform import ScaleInit
+from passionsr.quantization.equivalent_transform import LearnedScale, ScaleInit
 from passionsr.quantization.layer import QuantizedLayer
 from passionsr.quantization.modules import as_float
 from passionsr.quantization.observers import RangeMode
 from passionsr.quantization.quantizer import Finder, Quantizer, observing
+from passionsr.utils.finite import check_finite
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,7 @@ class RangeRule:
 
 
 MINIMUM_AND_MAXIMUM = RangeRule()
+ADVICE = "lower the learning rates, or check the weights and the calibration images"
 
 
 @torch.no_grad()
@@ -73,13 +76,23 @@ def init_ranges(
     checkpoints: Checkpoints,
     rule: RangeRule = MINIMUM_AND_MAXIMUM,
 ) -> None:
-    """`set_ranges` as a part of a calibration, which a restart does not repeat."""
+    """`set_ranges` as a part of a calibration, which a restart does not repeat.
+
+    Raises UserError, which names quantizers, for bounds without a finite width.
+    """
     changed = [
         tensor
         for quantizer in sub_quantizers(sub)
         for tensor in (quantizer.lower, quantizer.upper, *quantizer.forward_state())
     ]
-    checkpoints.run(f"{sub.name}.ranges", changed, lambda: set_ranges(sub, inputs, rule))
+
+    def work() -> None:
+        set_ranges(sub, inputs, rule)
+        # A width is finite where both bounds are, unless it overflows.
+        widths = ((n, q.upper - q.lower) for n, q in named_parts(sub, Quantizer))
+        check_finite(widths, f"{sub.name}.ranges", ADVICE)
+
+    checkpoints.run(f"{sub.name}.ranges", changed, work)
 
 
 @torch.no_grad()
@@ -93,6 +106,7 @@ def init_let(
 
     mode: see `init_scale`. continued: the average goes on from the present scales instead of
         starting anew.
+    Raises UserError, which names layers, for scales that are not finite.
     """
     parts = [p for p in parts_of(sub) if p.config.let]
     for part in parts:
@@ -104,3 +118,5 @@ def init_let(
     finally:
         for part in parts:
             part.stop_collecting()
+    scales = ((n, s.scale) for n, s in named_parts(sub, LearnedScale))
+    check_finite(scales, f"{sub.name}.let", ADVICE)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from operator import attrgetter
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +18,10 @@ from passionsr.quantization.attention import QuantizedAttention
 from passionsr.quantization.layer import QuantizedLayer
 from passionsr.quantization.modules import as_float, quantized_modules
 from passionsr.quantization.quantizer import Phase, Quantizer, quantizers
+from passionsr.utils.finite import NonFiniteError, is_finite, where_it_begins
 from passionsr.utils.memory import give_back_freed_memory
+
+Part = TypeVar("Part", bound=nn.Module)
 
 
 @dataclass(frozen=True)
@@ -25,7 +30,7 @@ class SubModel:
 
     Attributes:
         name: "encoder", "unet" or "decoder".
-        modules: what is calibrated.
+        named_modules: what is calibrated, by its name in the model.
         run: input -> output.
         source: the float teacher's input of it, of a batch.
         target: the float teacher's output of it, of a batch.
@@ -33,11 +38,16 @@ class SubModel:
     """
 
     name: str
-    modules: tuple[nn.Module, ...]
+    named_modules: Mapping[str, nn.Module]
     run: Callable[[Tensor], Tensor]
     source: Callable[[CalibrationBatch], Tensor]
     target: Callable[[CalibrationBatch], Tensor]
     block_types: tuple[str, ...]
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """What is calibrated."""
+        return tuple(self.named_modules.values())
 
 
 def sub_models(model: OneStepSR, scope: str) -> list[SubModel]:
@@ -47,7 +57,7 @@ def sub_models(model: OneStepSR, scope: str) -> list[SubModel]:
     return [
         SubModel(
             name=spec.name,
-            modules=tuple(model.get_submodule(name) for name in spec.modules),
+            named_modules={name: model.get_submodule(name) for name in spec.modules},
             run=getattr(model, spec.run),
             source=attrgetter(spec.source),
             target=attrgetter(spec.target),
@@ -64,7 +74,8 @@ def in_sequence(
     """Each sub-model with its inputs, and (input, target) pairs for a fit.
 
     Inputs are images (float latents in scope U), then what the quantized predecessor makes of them:
-    the caller calibrates a sub-model before it asks for the next.
+    the caller calibrates a sub-model before it asks for the next. Raises UserError where that makes
+    NaN or infinite values.
     """
     subs = sub_models(model, scope)
     inputs = [subs[0].source(batch) for batch in batches]
@@ -74,8 +85,23 @@ def in_sequence(
         yield sub, inputs, [(x, sub.target(b)) for x, b in zip(inputs, batches, strict=True)]
         if sub is not subs[-1]:
             with torch.no_grad():
-                inputs = [sub.run(x) for x in inputs]
+                outputs = [sub.run(x) for x in inputs]
+                _check_outputs(model, sub, inputs, outputs)
+            inputs = outputs
             give_back_freed_memory()
+
+
+def _check_outputs(
+    model: OneStepSR, sub: SubModel, inputs: Sequence[Tensor], outputs: Sequence[Tensor]
+) -> None:
+    """UserError where what a calibrated sub-model hands to the next is not finite."""
+    for x, output in zip(inputs, outputs, strict=True):
+        if not is_finite(output):
+            begins = where_it_begins(model, partial(sub.run, x))
+            raise NonFiniteError(
+                f"{sub.name}: after calibration its outputs hold NaN or infinite values: {begins}; "
+                "lower the learning rates, or check the calibration images"
+            )
 
 
 def first_images(inputs: Sequence[Tensor], count: int) -> Tensor:
@@ -111,6 +137,14 @@ def softmax_quantizers(sub: SubModel) -> set[Quantizer]:
 def sub_quantizers(sub: SubModel) -> list[Quantizer]:
     """Quantizers of a sub-model."""
     return [q for module in sub.modules for q in quantizers(module)]
+
+
+def named_parts(sub: SubModel, kind: type[Part]) -> Iterator[tuple[str, Part]]:
+    """(name in the model, module) of every module of a class in a sub-model."""
+    for prefix, root in sub.named_modules.items():
+        for name, module in root.named_modules(prefix=prefix):
+            if isinstance(module, kind):
+                yield name, module
 
 
 @contextlib.contextmanager

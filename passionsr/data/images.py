@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image
 
 from passionsr.utils.files import UserError, atomic_path
+from passionsr.utils.finite import NonFiniteError, is_finite
 
 if TYPE_CHECKING:  # torch takes seconds to import; the jobs data, tables and figures do without
     from torch import Tensor
@@ -56,10 +57,10 @@ def to_uint8(image: Tensor) -> np.ndarray:
 
     Raises UserError if the image holds NaN or infinity: the model or its input is broken.
     """
-    import torch
-
-    if not torch.isfinite(image).all():
-        raise UserError("the output image holds NaN or infinite values; check the model's weights")
+    if not is_finite(image):
+        raise NonFiniteError(
+            "the output image holds NaN or infinite values; check the model's weights"
+        )
     return image[0].clamp(0, 1).mul(255).byte().permute(1, 2, 0).cpu().numpy()
 
 

@@ -41,9 +41,10 @@ def _latent(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> T
 
 
 def _output(model: OneStepSR, image: np.ndarray, options: InferenceOptions) -> np.ndarray:
-    """(H, W, 3) uint8 input -> output of its size; sides are multiples of what the model takes."""
-    if options.latent_tile is options.encoder_tile is options.decoder_tile is None:
-        return to_uint8(model(to_tensor(image)))
+    """(H, W, 3) uint8 input -> output of its size; sides are multiples of what the model takes.
+
+    Not by the model's own forward pass: that clamps, which makes infinity look like white.
+    """
     latent = _latent(model, image, options)
     if options.latent_tile is None:
         eps = model.predict_eps(latent)

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from passionsr.models.family import (
     FAMILY_FILE,
     MANIFEST,
@@ -16,12 +13,7 @@ from passionsr.models.family import (
 )
 from passionsr.models.one_step import OneStepSR
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
-
-
-def _check_finite(module: nn.Module, name: str) -> None:
-    for key, tensor in module.state_dict().items():
-        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-            raise UserError(f"{name}: weight {key} holds NaN or infinite values; fetch it again")
+from passionsr.utils.finite import check_finite
 
 
 def load_model(folder: str | Path, family: Family | None = None) -> OneStepSR:
@@ -48,7 +40,7 @@ def load_model(folder: str | Path, family: Family | None = None) -> OneStepSR:
     # Out of the memory-mapped file: kernels are chosen by alignment, so results would depend on it.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()
-    _check_finite(model, str(folder))
+    check_finite(model.state_dict().items(), str(folder), "make or fetch the model again")
     return model
 
 

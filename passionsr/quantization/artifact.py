@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from passionsr.models.family import DEFAULT_FAMILY, Family, family_of_file
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
-from passionsr.quantization.layer import LayerConfig, QuantizedLayer
+from passionsr.quantization.layer import MAP_SIZE, LayerConfig, QuantizedLayer
 from passionsr.quantization.modules import freeze
 from passionsr.quantization.parts import parts_from_plain, parts_to_plain
 from passionsr.quantization.spec import Form
@@ -22,6 +22,7 @@ from passionsr.utils.files import (
     sha256_file,
     write_json,
 )
+from passionsr.utils.finite import check_finite
 
 FORMAT = 1
 WEIGHTS, SCHEME = "model.safetensors", "scheme.json"
@@ -30,6 +31,8 @@ C = TypeVar("C", LayerConfig, AttentionConfig)
 
 def _plain(config: LayerConfig | AttentionConfig) -> dict[str, Any]:
     plain = {k: getattr(v, "value", v) for k, v in dataclasses.asdict(config).items()}
+    if plain.get("map_size") == MAP_SIZE:
+        del plain["map_size"]  # as in artifacts that are older than it
     return {**plain, "parts": parts_to_plain(config.parts)}
 
 
@@ -40,6 +43,8 @@ def _config(kind: type[C], plain: dict[str, Any]) -> C:
     try:
         # Settings of an older version that were off do not matter.
         given = {k: v for k, v in plain.items() if k in known or v}
+        if "map_size" in given:
+            given["map_size"] = tuple(given["map_size"])
         forms = {k: Form(given[k]) for k in ("form", "act_form") if given.get(k)}
         return kind(**{**given, **forms, "parts": parts})
     except (TypeError, ValueError) as err:
@@ -52,6 +57,7 @@ def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -
     """Write a frozen model to `folder`: model.safetensors, then scheme.json with its sha256.
 
     Args: info: what made it (method, scheme, scope, options ...), kept as given.
+    Raises UserError, before anything is written, for NaN or infinite values in the model.
     """
     from safetensors.torch import save_file
 
@@ -64,6 +70,11 @@ def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -
         elif isinstance(part, QuantizedAttention):
             attention[name.removesuffix(".processor")] = _plain(part.config)
     state = {k: v.contiguous().clone() for k, v in model.state_dict().items()}
+    check_finite(
+        state.items(),
+        f"{folder}: not written, for the quantized model cannot be used",
+        "check the float model and the calibration images, or lower the learning rates",
+    )
     with atomic_path(folder / WEIGHTS) as tmp:
         save_file(state, tmp)
     write_json(
@@ -87,8 +98,8 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
         folder: what `save_quantized` wrote.
         family: the family to rebuild it with; left out, the registered one that scheme.json names
             (OSEDiff in artifacts that name none).
-    Raises UserError for a missing or damaged file, one of another format version, or another or
-    unknown family.
+    Raises UserError for a missing or damaged file, one of another format version, values that are
+    not finite, or another or unknown family.
     """
     from safetensors.torch import load_file
 
@@ -113,5 +124,6 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
         attentions[name].set_processor(QuantizedAttention(_config(AttentionConfig, config)))
     freeze(model, empty=True)
     state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
+    check_finite(state.items(), str(folder / WEIGHTS), "calibrate again")
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)

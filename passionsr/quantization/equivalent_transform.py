@@ -137,25 +137,45 @@ class ConvGeometry:
         assert not isinstance(conv.padding, str)
         return cls(conv.kernel_size, conv.stride, conv.padding, conv.dilation)
 
+    def reach(self, axis: int) -> int:
+        """Input rows that the kernel spans, from its first to its last."""
+        return self.dilation[axis] * (self.kernel_size[axis] - 1) + 1
 
-def border_sizes(size: int, kernel: int, stride: int, padding: int) -> tuple[int, int]:
-    """For one axis: (size of a small input, rows of the output that the leading padding reaches).
+    def lead(self, axis: int) -> int:
+        """Output rows that the padding before a map reaches."""
+        return -(-self.padding[axis] // self.stride[axis])
 
-    A convolution of a constant map differs from its interior value only where the kernel overlaps
-    the padding, so the smallest map with the same residue modulo the stride, and one interior row
-    between its borders, shows every distinct row.
-    """
-    lead = -(-padding // stride)
-    small = 2 * lead * stride + kernel - 2 * padding
-    small += (size - small) % stride
-    return min(size, small), lead
+    def output_size(self, axis: int, size: int) -> int:
+        """Output rows of a map."""
+        return (size + 2 * self.padding[axis] - self.reach(axis)) // self.stride[axis] + 1
+
+    def small_size(self, axis: int, size: int) -> int:
+        """Input rows of a small map that stands for a map of `size`.
+
+        A convolution of a constant map differs from its interior value only where the kernel
+        overlaps the padding, so the smallest map with the same residue modulo the stride, and one
+        interior row between its borders, shows every distinct row.
+        """
+        stride, padding = self.stride[axis], self.padding[axis]
+        small = 2 * self.lead(axis) * stride + self.reach(axis) - 2 * padding
+        small += (size - small) % stride
+        return min(size, small)
+
+    def cut_off(self, axis: int, size: int) -> list[tuple[int, int]]:
+        """For each output row: how many rows of the kernel lie before the map, and behind it."""
+        end = size + self.padding[axis] - self.reach(axis) + 1
+        found = []
+        for start in range(-self.padding[axis], end, self.stride[axis]):
+            rows = range(start, start + self.reach(axis), self.dilation[axis])
+            found.append((sum(r < 0 for r in rows), sum(r >= size for r in rows)))
+        return found
 
 
 def expand_borders(small: Tensor, height: int, width: int, lead: tuple[int, int]) -> Tensor:
     """Grow (1, C, h, w) to (1, C, height, width) by repeating the interior row and column.
 
-    lead: rows and columns before the interior one, see `border_sizes`. Raises ValueError if the
-    response is larger than the map that is asked for.
+    lead: rows and columns before the interior one. Raises ValueError if the response is larger than
+    the map that is asked for.
     """
     for axis, (target, first) in ((2, (height, lead[0])), (3, (width, lead[1]))):
         have = small.shape[axis]
@@ -181,11 +201,56 @@ def shift_response(
 ) -> Tensor:
     """conv(o broadcast to `size`, W), on the smallest map that has all its distinct values.
 
-    Returns: (1, Cout, h, w); `expand_borders` makes the whole map of it.
+    Returns: (1, Cout, h, w); `whole_border` makes the whole map of it.
     """
-    small = [
-        border_sizes(size[i], conv.kernel_size[i], conv.stride[i], conv.padding[i])[0]
-        for i in range(2)
-    ]
+    small = [conv.small_size(i, size[i]) for i in range(2)]
     tiny = offset.reshape(1, -1, 1, 1).expand(1, -1, *small)
     return F.conv2d(tiny, weight, None, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+def whole_border(
+    small: Tensor, conv: ConvGeometry, made_for: tuple[int, int], size: tuple[int, int]
+) -> Tensor | None:
+    """The border term of a map of any size, from the small one that was made for another map.
+
+    Args:
+        small: `shift_response` minus its interior value, (1, Cout, h, w).
+        conv: the convolution.
+        made_for: (height, width) of the input map that `small` was made for.
+        size: (height, width) of the input map that is asked for.
+    Returns: (1, Cout, H, W); None where `small` has not every distinct row and column, which
+        happens only where the sizes differ modulo the stride.
+    """
+    height, width = (conv.output_size(i, size[i]) for i in range(2))
+    same_residue = all((size[i] - made_for[i]) % conv.stride[i] == 0 for i in range(2))
+    # With an interior, or with both borders side by side.
+    fits = height + 1 >= small.shape[2] and width + 1 >= small.shape[3]
+    if made_for == size or (same_residue and fits):
+        return expand_borders(small, height, width, (conv.lead(0), conv.lead(1)))
+    return _combine_borders(small, conv, made_for, size)
+
+
+def _combine_borders(
+    small: Tensor, conv: ConvGeometry, made_for: tuple[int, int], size: tuple[int, int]
+) -> Tensor | None:
+    """`whole_border` of a map on which a kernel can see the padding on both sides at once.
+
+    A row of the response is a sum over the kernel's rows inside the map. It is the row that lacks
+    only what lies before the map, plus the one that lacks only what lies behind it, minus the
+    interior one; so with columns.
+    """
+    for axis, dim in ((0, 2), (1, 3)):
+        there = conv.cut_off(axis, conv.small_size(axis, made_for[axis]))
+        before: list[int] = []
+        behind: list[int] = []
+        for a, b in conv.cut_off(axis, size[axis]):
+            if not {(a, 0), (0, b), (0, 0)} <= set(there):
+                return None
+            before.append(there.index((a, 0)))
+            behind.append(there.index((0, b)))
+        parts = [
+            small.index_select(dim, torch.tensor(rows, device=small.device))
+            for rows in (before, behind)
+        ]
+        small = parts[0] + parts[1] - small.narrow(dim, there.index((0, 0)), 1)
+    return small

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -13,13 +13,16 @@ from torch import Tensor, nn
 from passionsr.quantization.equivalent_transform import (
     ConvGeometry,
     ScaleInit,
-    border_sizes,
-    expand_borders,
     shift_response,
+    whole_border,
 )
 from passionsr.quantization.parts import STANDARD, Parts
 from passionsr.quantization.quantizer import Finder, Phase, Quantizer
 from passionsr.quantization.spec import Form, QuantSpec
+
+# (height, width) of the input map that a frozen border map is made for: larger than the border map
+# of every kernel here, and a multiple of every stride, as the sizes of padded images are.
+MAP_SIZE = (64, 64)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,7 @@ class LayerConfig:
         inputs, which integer arithmetic cannot execute. quantize_act: False leaves activations
         float.
     parts: what the layer is built from, see `Parts`.
+    map_size: what a frozen layer's border map is made for; it matters modulo the stride.
     """
 
     weight_bits: int
@@ -48,6 +52,7 @@ class LayerConfig:
     act_site: Literal["input", "output"] = "input"
     quantize_act: bool = True
     parts: Parts = STANDARD
+    map_size: tuple[int, int] = MAP_SIZE
 
 
 class _Kept:
@@ -141,6 +146,7 @@ class QuantizedLayer(nn.Module):
         self.keep_weight = True  # what is made of it, between forwards
         self._kept_weight, self._kept_sum, self._kept_shift = _Kept(), _Kept(), _Kept()
         self._frozen_weight: Tensor | None = None
+        self._last_size = MAP_SIZE  # of the input map of the last forward pass
         self.to(layer.weight.device)
 
     # -- calibration --------------------------------------------------------------------------
@@ -166,7 +172,7 @@ class QuantizedLayer(nn.Module):
         """Set the weight's bounds by `find` (under the current LET), the bias's to its extremes."""
         bounds = find(self.weight_quantizer, self._transformed_weight())
         self.weight_quantizer.set_bounds(*bounds, include_zero)
-        bias, _, _ = self._bias_and_border((64, 64))
+        bias, _, _ = self._bias_and_border(MAP_SIZE)
         if self.bias_quantizer is not None and bias is not None:
             self.bias_quantizer.set_bounds(*self.bias_quantizer.observe(bias), include_zero)
 
@@ -196,21 +202,27 @@ class QuantizedLayer(nn.Module):
         if self.is_conv:
             weight = self._kept_sum.get([weight], lambda: weight.sum((2, 3)), self.keep_weight)
         shift = weight @ self.transform.offset
-        border = None
-        if self.geometry is not None and self.geometry.padding != (0, 0):
-            response = shift_response(self.transform.offset, self.weight, self.geometry, size)
-            border = response - shift.reshape(1, -1, 1, 1)
+        border = self._border_map(self.transform.offset, self.weight, shift, size)
         return *self.config.parts.split_bias(self.bias, shift), border
+
+    def _border_map(
+        self, offset: Tensor, weight: Tensor, shift: Tensor, size: tuple[int, int]
+    ) -> Tensor | None:
+        """Response to `offset` minus its interior value `shift`, (1, out, h, w); None unpadded."""
+        if self.geometry is None or self.geometry.padding == (0, 0):
+            return None
+        response = shift_response(offset, weight, self.geometry, size)
+        return response - shift.reshape(1, -1, 1, 1)
 
     def forward(self, x: Tensor) -> Tensor:
         """As the float layer: Conv2d (N, C, H, W) or Linear (..., C)."""
         if self.frozen:
             return self._frozen_forward(x)
         if self.transform is not None:
+            size = self._last_size = _size_of(x)
             if self.transform.collecting:
                 self.transform.collect(x, self.weight, self._let_init)
                 return self._op(x, self.weight, self.bias)
-            size = _size_of(x)
             bias, float_bias, border = self._bias_and_border(size)
             x = self.transform.input(x)
         else:
@@ -250,7 +262,7 @@ class QuantizedLayer(nn.Module):
         on_input = self.config.act_site == "input"
         out = self._op(self.act_quantizer(x) if on_input else x, weight, bias)
         if border is not None:
-            out = self._add_border(out, border, size)
+            out = out + self._whole_border(border, weight, size)
         return out if on_input else self.act_quantizer(out)
 
     def _op(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -259,13 +271,23 @@ class QuantizedLayer(nn.Module):
             return F.linear(x, weight, bias)
         return F.conv2d(x, weight, bias, g.stride, g.padding, g.dilation)
 
-    def _add_border(self, out: Tensor, border: Tensor, size: tuple[int, int]) -> Tensor:
-        g = self.geometry
-        assert g is not None
-        top, left = (
-            border_sizes(size[i], g.kernel_size[i], g.stride[i], g.padding[i])[1] for i in range(2)
-        )
-        return out + expand_borders(border, out.shape[2], out.shape[3], (top, left))
+    def _whole_border(self, border: Tensor, weight: Tensor, size: tuple[int, int]) -> Tensor:
+        """LET's border term on an input map of `size`; weight: W s as it is used.
+
+        A frozen map of a strided convolution lacks rows where its size and this one differ modulo
+        the stride; they are then made from the quantized weight.
+        """
+        assert self.geometry is not None
+        assert self.transform is not None
+        made_for = self.config.map_size if self.frozen else size
+        whole = whole_border(border, self.geometry, made_for, size)
+        if whole is None:
+            offset = self.transform.offset / self.transform.scale
+            found = self._border_map(offset, weight, weight.sum((2, 3)) @ offset, size)
+            assert found is not None
+            whole = whole_border(found, self.geometry, size, size)
+            assert whole is not None
+        return whole
 
     # -- freezing and loading -----------------------------------------------------------------
 
@@ -278,8 +300,9 @@ class QuantizedLayer(nn.Module):
         if self.frozen:
             return
         weight = self._transformed_weight()
-        # 64 is a multiple of every stride and larger than the border map of every kernel here.
-        bias, float_bias, border = self._bias_and_border((64, 64))
+        if not empty:
+            self.config = replace(self.config, map_size=self._map_size())
+        bias, float_bias, border = self._bias_and_border(self.config.map_size)
         codes = self.weight_quantizer.codes(weight)
         self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
         self.register_buffer("border", border)
@@ -295,6 +318,17 @@ class QuantizedLayer(nn.Module):
         self.weight = None
         self.bias = None
         self.frozen = True
+
+    def _map_size(self) -> tuple[int, int]:
+        """The size near MAP_SIZE that is like the last one modulo the stride, if that matters."""
+        g = self.geometry
+        if self.transform is None or g is None or g.padding == (0, 0):
+            return MAP_SIZE
+        height, width = (
+            most - (most - last) % stride
+            for most, last, stride in zip(MAP_SIZE, self._last_size, g.stride, strict=True)
+        )
+        return height, width
 
     def _frozen_forward(self, x: Tensor) -> Tensor:
         size = _size_of(x)

@@ -177,7 +177,9 @@ class Quantizer(nn.Module):
         low, high = flat.amin(-1), flat.amax(-1)  # (..., channels)
         if self.spec.groups == 1:
             return low.amin(-1, keepdim=True), high.amax(-1, keepdim=True)
-        masks = [self.group_of(x.shape[axis]) == g for g in range(self.spec.groups)]
+        groups = [self.group_of(x.shape[axis]) == g for g in range(self.spec.groups)]
+        # One token cannot be divided: the group without values has the range of the other.
+        masks = [m if m.any() else ~m for m in groups]
         return (
             torch.stack([low[..., m].amin(-1) for m in masks], -1),
             torch.stack([high[..., m].amax(-1) for m in masks], -1),

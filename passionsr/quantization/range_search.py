@@ -2,7 +2,8 @@
 
 Each takes rows (ranges, elements) and a spec, and returns (lower, upper), each (ranges,). The first
 of equal candidates wins. A single long row is condensed to a histogram first; its minimum and
-maximum stay exact.
+maximum stay exact. Where no candidate has a finite error, because values are not finite or so large
+that the power overflows, the bounds are the minimum and maximum.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     if rows.shape[0] > 1 or rows.shape[1] <= BINS:
         return rows, None
     low, high = torch.aminmax(rows)
-    if low == high:
+    if not (low < high and torch.isfinite(high - low)):  # constant, or not to be divided into bins
         return rows[:, :1], None
     counts = torch.histc(rows.float(), BINS, float(low), float(high))
     edges = torch.linspace(float(low), float(high), BINS + 1, dtype=rows.dtype, device=rows.device)
@@ -67,7 +68,9 @@ def _best(
                 best_i.copy_(torch.where(better, score, best_i))
                 lower_i.copy_(torch.where(better, low.gather(1, index), lower_i))
                 upper_i.copy_(torch.where(better, high.gather(1, index), upper_i))
-    return lower[:, 0], upper[:, 0]
+    low, high = torch.aminmax(rows, dim=1, keepdim=True)
+    found = best.isfinite()
+    return torch.where(found, lower, low)[:, 0], torch.where(found, upper, high)[:, 0]
 
 
 def _block(values: Tensor) -> tuple[int, int]:

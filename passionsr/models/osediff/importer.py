@@ -28,6 +28,7 @@ from passionsr.models.osediff.sd21 import (
 )
 from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
+from passionsr.utils.finite import is_finite
 from passionsr.utils.foreign_files import is_foreign
 
 log = logging.getLogger(__name__)
@@ -132,7 +133,7 @@ def _read_part(path: Path, raw: dict[str, Any], part: str) -> PartUpdate:
     sides: dict[tuple[str, str], dict[str, Tensor]] = {}
     replaced = {}
     for name, tensor in state.items():
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise UserError(f"{path}: {present[0]}: {name} holds NaN or infinite values")
         match = _LORA.fullmatch(name)
         if match and part == "vae" and match["adapter"] == "default_decoder":

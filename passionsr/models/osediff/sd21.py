@@ -19,6 +19,7 @@ from passionsr.models.one_step import OneStepSR
 from passionsr.models.osediff.family import OSEDIFF
 from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError
+from passionsr.utils.finite import is_finite
 from passionsr.utils.network import (
     PUBLIC_HUB,
     hub_endpoint,
@@ -247,7 +248,7 @@ def check_empty_context(context: Tensor, dim: int, source: str) -> Tensor:
             f"{source}: context has shape {list(context.shape)}, expected [1, tokens, {dim}]"
         )
     context = context.detach().float()
-    if not torch.isfinite(context).all():
+    if not is_finite(context):
         raise UserError(f"{source}: context holds NaN or infinite values")
     if dim != CONTEXT_DIM:
         return context
