@@ -55,8 +55,7 @@ def test_false_differences_are_at_most_six_in_a_hundred(seeds, spread):
     rng = np.random.default_rng(seeds)
     found = [estimate(drawn(rng, seeds, 10, spread)) for _ in range(4000)]
     assert np.mean([e.p < 0.05 for e in found]) <= 0.06
-    # The interval is the same test: it misses 0 exactly where p is below 0.05.
-    assert all((e.low > 0 or e.high < 0) == (e.p < 0.05) for e in found)
+    assert np.mean([e.low > 0 or e.high < 0 for e in found]) <= 0.06
 
 
 @pytest.mark.parametrize("spread", [SPREADS["seeds"], SPREADS["images"]], ids=["seeds", "images"])
@@ -81,7 +80,19 @@ def test_a_bootstrap_of_three_seeds_would_fail():
     assert np.mean(found) > 0.15
 
 
-@pytest.mark.parametrize("spread", [SPREADS["seeds"], SPREADS["both"]], ids=["seeds", "both"])
+def test_intervals_of_many_images_are_no_wider_than_they_must():
+    """Where images alone differ, three seeds widen the interval of ten images by a quarter."""
+    rng = np.random.default_rng(6)
+    ratios = []
+    for _ in range(300):
+        values = drawn(rng, 3, 10, SPREADS["images"])
+        low, high = stats.t.interval(0.95, 9, 0, stats.sem(values.mean(0)))
+        found = estimate(values)
+        ratios.append((found.high - found.low) / (high - low))
+    assert np.median(ratios) < 1.25
+
+
+@pytest.mark.parametrize("spread", SPREADS.values(), ids=SPREADS)
 def test_tables_without_differences_are_rarely_marked(spread):
     """Seven equal methods, four metrics: the rate of tables with any decided difference.
 
@@ -89,7 +100,7 @@ def test_tables_without_differences_are_rarely_marked(spread):
     """
     rng = np.random.default_rng(2)
     kept = raw = 0
-    tables = 600  # standard error below 0.9 in a hundred
+    tables = 300  # standard error of the rate: 1.3 in a hundred at the limit, which is kept
     for _ in range(tables):
         p_values = []
         for _ in range(4):
@@ -101,7 +112,8 @@ def test_tables_without_differences_are_rarely_marked(spread):
         kept += decided.any()
         raw += (adjusted(p_values) <= FALSE_DISCOVERIES).any()
     assert kept / tables <= 0.06
-    assert raw >= kept
+    if spread == SPREADS["seeds"]:
+        assert raw / tables > 0.06
 
 
 def test_one_seed_is_the_t_test_of_the_images():
