@@ -53,7 +53,7 @@ def find_row(config: Config, scores: pd.DataFrame, name: str, scope: str) -> Row
 
 
 def _differences(one: Row, other: Row, metric: str) -> Estimate | None:
-    """one - other in a metric; None where no image has both numbers."""
+    """The difference one - other in a metric; None where no image has both numbers."""
     ours, theirs = (row.scores[row.scores.metric == metric] for row in (one, other))
     if ours.value.notna().sum() == 0 or theirs.value.notna().sum() == 0:
         return None

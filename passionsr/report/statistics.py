@@ -163,17 +163,22 @@ def paired(rows: pd.DataFrame, other: pd.DataFrame) -> Estimate | None:
     return estimate((ours[images] - theirs[images]).to_numpy())
 
 
+def differ_in_seeds(rows: pd.DataFrame, other: pd.DataFrame) -> bool:
+    """Whether two rows cannot be paired because their scores have other seeds."""
+    return set(rows.seed) != set(other.seed)
+
+
 def p_to_best(p: float, compared: int) -> float:
     """The p value of a difference to the best of `compared` rows.
 
     Which row is best was decided by the same numbers: all compared (compared - 1) / 2 pairs were
     looked at, and compared - 1 of them are shown, so the p value is multiplied by their ratio.
     """
-    return min(1.0, p * compared / 2)
+    return float(np.minimum(1.0, p * compared / 2))  # NaN stays
 
 
 def adjusted(p_values: Sequence[float]) -> np.ndarray:
-    """p values adjusted for their number (Benjamini and Hochberg, 1995); NaN stays.
+    """Values adjusted for their number (Benjamini and Hochberg, 1995); NaN stays.
 
     Those up to FALSE_DISCOVERIES are called decided; of these, 5 % at most are expected to be
     false.

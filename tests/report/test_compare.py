@@ -87,14 +87,18 @@ def test_a_reference_has_no_seeds(given):
     moved = line - 1 + np.random.default_rng(5).normal(0, 0.2, (1, IMAGES))
     frames = [rows("fp32", "W32A32", line, seeds=[0]),
               rows("minmax", "W8A8", np.repeat(moved, SEEDS, 0))]  # fmt: skip
-    low, high = (float(v) for v in cells(given(frames, "fp32", "minmax-W8A8"), "PSNR-Y")[4].split(" .. "))
+    low, high = (
+        float(v) for v in cells(given(frames, "fp32", "minmax-W8A8"), "PSNR-Y")[4].split(" .. ")
+    )
     gaps = (line - moved)[0]
     expected = stats.t.interval(0.95, IMAGES - 1, gaps.mean(), stats.sem(gaps))
     assert (low, high) == pytest.approx(expected, abs=0.006)  # two digits are printed
 
 
 def test_one_seed_says_nothing_about_seeds(given):
-    frames = [rows(m, "W8A8", noise(i)[:1], seeds=[0]) for i, m in enumerate(("passionsr", "minmax"))]
+    frames = [
+        rows(m, "W8A8", noise(i)[:1], seeds=[0]) for i, m in enumerate(("passionsr", "minmax"))
+    ]
     text = given(frames, "passionsr-W8A8", "minmax-W8A8")
     assert cells(text, "PSNR-Y")[-2:] == ["", ""]
     assert ".." in cells(text, "PSNR-Y")[4]
@@ -113,7 +117,10 @@ def test_one_seed_says_nothing_about_seeds(given):
     ],
 )  # fmt: skip
 def test_what_cannot_be_compared(given, args, message):
-    frames = [rows("passionsr", "W8A8", noise()), rows("minmax", "W8A8", noise(), seeds=range(1, 6))]
+    frames = [
+        rows("passionsr", "W8A8", noise()),
+        rows("minmax", "W8A8", noise(), seeds=range(1, 6)),
+    ]
     with pytest.raises(UserError) as caught:
         given(frames, *args)
     assert str(caught.value) == message

@@ -180,3 +180,4 @@ def test_adjusted_p_values():
     assert np.isnan(adjusted([math.nan])).all()
     assert p_to_best(0.01, 7) == pytest.approx(0.035)
     assert p_to_best(0.5, 7) == 1.0
+    assert math.isnan(p_to_best(math.nan, 7))
