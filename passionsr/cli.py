@@ -26,6 +26,7 @@ from passionsr.utils.own_code import check_folder
 
 USAGE_ERROR = 2
 MODEL, RESULTS = Path("models/mini"), Path("results/mini")
+CONFIG = Path("config/mini.yaml")
 EXPECTED, TIMES = Path("config/expected.tsv"), Path("config/job_times.tsv")
 REFERENCE_HEAD = """# Command line
 
@@ -300,6 +301,21 @@ def explain(
     name = table.resolve().parent.parent.name  # results have the name of their configuration
     loaded = load_config(config or Path("config") / f"{name}.yaml")
     print(explain_cell(loaded, table, row, col, dataset))
+
+
+@app.command()
+def compare(
+    row: Annotated[str, Argument(help="such as passionsr-W6A6, fp32 or bicubic")],
+    other: Annotated[str, Argument(help="the row that is subtracted")],
+    config: Annotated[Path, Option(help="configuration of finished results")] = CONFIG,
+    scope: Annotated[Literal["U", "UV"], Option(help="what is quantized")] = "UV",
+    dataset: Annotated[str | None, Option(help="which of several datasets")] = None,
+) -> None:
+    """Compare two rows of finished results in every metric: paired, with intervals."""
+    from passionsr.benchmark.config import load_config
+    from passionsr.report.compare import compare as compare_rows
+
+    print(compare_rows(load_config(config), row, other, scope, dataset))
 
 
 @app.command()

@@ -82,7 +82,7 @@ def format_rows(
 ) -> list[list[str]]:
     """Cells for printing; a repeated bit width is blank, cost columns stand before the metrics.
 
-    "≈" marks a difference to the best that is inside the noise. sign: "+" prints both signs.
+    "≈" marks a difference to the best that is not decided. sign: "+" prints both signs.
     footnotes: collects the notes of the cells; None leaves them out.
     """
     lines, last = [], None
@@ -109,13 +109,18 @@ def format_cell(row: pd.Series, metric: str, style: Style, sign: str = "", mark:
     text += style.after_value
     if metric in str(row.best).split(";"):
         text = style.bold.format(text)
-    elif metric in str(row.get("noise", "")).split(";"):
+    elif metric in str(row.get("undecided", "")).split(";"):
         text += style.escape(" ≈")
     text += mark
     bounds = [row.get(f"{metric}_{end}") for end in ("lo", "hi")]
     if style.interval is not None and pd.notna(bounds[0]):
         text += style.interval.format(*(f"{bound:{sign}.{digits}f}" for bound in bounds))
     return text
+
+
+def most_seeds(table: pd.DataFrame) -> int:
+    """The largest number of seeds that a row of a table has."""
+    return int(table.seeds.max()) if "seeds" in table and table.seeds.notna().any() else 1
 
 
 def metric_header(metric: str) -> str:
@@ -157,8 +162,8 @@ def with_published(
     blocks = [table.assign(source=MEASURED)]
     if published.rows is not None:
         blocks.append(published.rows.assign(source=PUBLISHED))
-    ends = ("_lo", "_hi", "_note")
-    extra = [c for c in table.columns if c == "noise" or c.endswith(ends)]
+    ends = ("_lo", "_hi", "_p", "_note")
+    extra = [c for c in table.columns if c in ("undecided", "seeds") or c.endswith(ends)]
     costs = [c.name for c in spec.cost_columns]
     columns = ["source", "dataset", "bits", "method", *costs, *metrics, "best", *extra]
     return pd.concat(blocks, ignore_index=True).reindex(columns=columns)
@@ -175,7 +180,7 @@ def _markdown(
             lines += [f"*{dataset}, measured here*", ""]
         rows = format_rows(part, config.metrics, MARKDOWN, spec.cost, spec.sign, footnotes)
         lines += [tabulate(rows, head, "pipe", disable_numparse=True), ""]
-    lines.append(spec.legend.format(beside="below"))
+    lines.append(spec.said("below", most_seeds(table)))
     for line in footnotes.lines(MARKDOWN):
         lines += ["", line]
     if published.note:

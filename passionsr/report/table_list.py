@@ -15,17 +15,21 @@ from passionsr.data.datasets import shared_folder
 from passionsr.utils.defaults import PACKAGED
 from passionsr.utils.files import UserError
 
-# {beside}: where a page or file shows the interval, "below" or "beside" the value.
+# Filled in by TableSpec.said. {beside}: where a page or file shows the interval, "below" or
+# "beside" the value; {over}: what was sampled; {undecided}: what ≈ means, or why nothing is marked.
 MEANS = (
-    "Mean over images and seeds, {beside} it the 95 % bootstrap interval; bold: best of its bit "
-    "width; ≈: the paired difference to the best is inside the noise; n/a: weights not available "
-    "here (see the log)."
+    "Mean over {over}, {beside} it its 95 % interval; bold: best of its bit width; {undecided}; "
+    "n/a: weights not available here (see the log)."
 )
 DIFFERENCES = (
-    "Mean difference over images and seeds, {beside} it its 95 % bootstrap interval (the same "
-    "images and seeds on both sides); ≈: inside the noise; n/a: the other row, or the metric's "
-    "weights, are not there."
+    "Mean difference over {over}, {beside} it its 95 % interval (the same images and seeds on both "
+    "sides); {undecided}; n/a: the other row, or the metric's weights, are not there."
 )
+UNDECIDED = (
+    "≈: the difference {to} is not decided (paired over images and seeds, p above 0.05 after the "
+    "correction for the number of this table's comparisons, Benjamini and Hochberg)"
+)
+ONE_SEED = "one seed was run, which says nothing about other seeds, so no difference is marked"
 ANOTHER_MODEL = (
     "another model (SD2.1 / OSEDiff) on other data (full-size test sets). Compare the order of the "
     "methods, never the values."
@@ -79,7 +83,7 @@ class TableSpec:
             the method that is subtracted from it, None if there is none.
         cost: cost columns before the metrics.
         published: the block below ours.
-        legend: what the numbers mean; see MEANS for {beside}.
+        legend: what the numbers mean; see MEANS for what is filled in.
         sign: "+" prints the sign of positive numbers.
         pages: where it appears.
         in_bands: True if config/expected.tsv holds its numbers.
@@ -99,6 +103,15 @@ class TableSpec:
     pages: tuple[str, ...] = (RESULTS_PAGE,)
     in_bands: bool = False
     exists: Callable[[Config], bool] | None = None
+
+    def said(self, beside: str, seeds: int) -> str:
+        """The legend of a table whose quantized rows have so many seeds (the most of any row)."""
+        to = "to the best" if self.minus is None else "to 0"
+        return self.legend.format(
+            beside=beside,
+            over="images and seeds" if seeds > 1 else "images",
+            undecided=UNDECIDED.format(to=to) if seeds > 1 else ONE_SEED,
+        )
 
     @property
     def cost_columns(self) -> tuple[Column, ...]:

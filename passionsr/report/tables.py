@@ -20,11 +20,14 @@ from passionsr.report.scores import (
     with_cost,
 )
 from passionsr.report.statistics import (
-    interval,
-    intervals,
+    FALSE_DISCOVERIES,
+    adjusted,
+    by_seed_and_image,
+    differ_in_seeds,
+    estimate,
     mark_best,
-    on_shared_images,
-    resampled_means,
+    p_to_best,
+    paired,
 )
 from passionsr.report.table_list import TableSpec, tables_of
 from passionsr.utils.files import write_json, write_text
@@ -47,9 +50,11 @@ def means(
         references: rows that are not quantized, printed first.
 
     Returns:
-        Rows in print order: bits, method (title), the metrics' means, best and noise (names of
-        metrics, ';'-separated), <metric>_lo, <metric>_hi: the 95 % bootstrap interval, and where a
-        mean does not stand on all images <metric>_note: on how many, and why.
+        Rows in print order: bits, method (title), the metrics' means, best and undecided (names of
+        metrics, ';'-separated), seeds (their number), <metric>_lo, <metric>_hi: the 95 % interval,
+        <metric>_p: p value of the difference to the best row, and where a mean does not stand on
+        all images <metric>_note: on how many, and why. `decided` turns the p values of a whole
+        table into those that are printed; until then undecided names only what cannot be paired.
     """
     by_row: Any = mean_scores(scores, config.metrics)
     titles = {BICUBIC: "Bicubic", FP32: "FP32", **{n: e.title for n, e in config.entries.items()}}
@@ -72,24 +77,66 @@ def means(
         own = scores[(scores.scheme == scheme) & (scores.scope == here)]
         own = own[own.method.isin(group.index)]
         marks = mark_best(group, config.metrics, score_shares(own, config.metrics)) & compete
-        bands = {n: intervals(own, n, list(marks.index[marks[n]])) for n in config.metrics}
         for label, row in group.iterrows():
             method = str(label)
-            cells = {n: b[method] for n, b in bands.items() if method in b}
             line = {"bits": scheme, "method": titles[method], **row.to_dict()}
             line["best"] = ";".join(n for n in config.metrics if marks.loc[method, n])
-            line["noise"] = ";".join(n for n, (_, _, noise) in cells.items() if noise)
-            for name, (low, high, _) in cells.items():
-                line |= {f"{name}_lo": low, f"{name}_hi": high}
+            line["seeds"] = own[own.method == method].seed.nunique()
+            line |= _intervals(config, own, method, marks)
             rows.append(line | notes(config, own[own.method == method]))
     return pd.DataFrame(rows, columns=_columns(config, rows))
 
 
+def _intervals(
+    config: Config, scores: pd.DataFrame, method: str, marks: pd.DataFrame
+) -> dict[str, Any]:
+    """Undecided, <metric>_lo, <metric>_hi and <metric>_p of one row.
+
+    scores: of a bit width, scope and dataset. marks: of `mark_best`; the first best row is compared
+    with.
+    """
+    cells: dict[str, Any] = {}
+    unpaired = []
+    for name in config.metrics:
+        rows = scores[scores.metric == name]
+        own = rows[rows.method == method]
+        values = by_seed_and_image(own).to_numpy()
+        if values.size:
+            found = estimate(values)
+            cells |= {f"{name}_lo": found.low, f"{name}_hi": found.high}
+        best = [str(m) for m in marks.index[marks[name]]]
+        if not best or method in best or not values.size:
+            continue
+        other = rows[rows.method == best[0]]
+        difference = paired(own, other)
+        if difference is not None:
+            cells[f"{name}_p"] = p_to_best(difference.p, len(marks))
+        elif differ_in_seeds(own, other):
+            unpaired.append(name)
+    return {**cells, "undecided": ";".join(unpaired)}
+
+
+def decided(config: Config, table: pd.DataFrame) -> pd.DataFrame:
+    """`table` with p values adjusted for their number, and undecided filled in by them.
+
+    One table is one family of comparisons: all its rows, metrics, bit widths and datasets.
+    """
+    columns = [f"{name}_p" for name in config.metrics]
+    p_values = table[columns].to_numpy(dtype=float)
+    table = table.copy()
+    table[columns] = adjusted(p_values.ravel()).reshape(p_values.shape)
+    for index, row in table.iterrows():
+        open_ones = {n for n in config.metrics if row[f"{n}_p"] > FALSE_DISCOVERIES}
+        open_ones |= set(str(row.undecided).split(";"))
+        table.loc[index, "undecided"] = ";".join(n for n in config.metrics if n in open_ones)
+    return table
+
+
 def _columns(config: Config, rows: Sequence[Mapping[Any, Any]]) -> list[str]:
     """The columns of a table; one of notes only for metrics that have one in some row."""
-    bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi")]
+    bounds = [f"{n}_{end}" for n in config.metrics for end in ("lo", "hi", "p")]
     noted = [f"{n}_note" for n in config.metrics if any(f"{n}_note" in row for row in rows)]
-    return ["bits", "method", *config.metrics, "best", "noise", *bounds, *noted]
+    return ["bits", "method", *config.metrics, "best", "undecided", "seeds", *bounds, *noted]
 
 
 def means_per_dataset(
@@ -114,9 +161,9 @@ def means_per_dataset(
 def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.DataFrame:
     """Each method of a table minus its other method (`spec.minus`), per bit width and dataset.
 
-    Columns dataset, bits, method, the metrics, best (empty), noise, <metric>_lo, <metric>_hi, as of
-    `means_per_dataset`; the interval is of the paired difference, and a difference is noise if 0
-    lies in it.
+    Columns dataset, bits, method, the metrics, best (empty), undecided, seeds, <metric>_lo,
+    <metric>_hi, <metric>_p, as of `means_per_dataset`; interval and p value are of the paired
+    difference.
     """
     assert spec.minus is not None
     pairs = {method: spec.minus(config, method) for method in spec.methods(config)}
@@ -141,23 +188,18 @@ def differences(config: Config, scores: pd.DataFrame, spec: TableSpec) -> pd.Dat
 def _difference(
     config: Config, scores: pd.DataFrame, method: str, other: str | None
 ) -> dict[str, Any]:
-    """The metrics, their intervals and the noise of one row; no numbers without both methods."""
+    """The metrics, their intervals and p values of one row; no numbers without both methods."""
     both = scores[scores.method.isin((method, other))]
     if other is None or both.method.nunique() < 2:
-        return {"noise": ""}
-    cells: dict[str, Any] = {}
-    noise = []
+        return {"undecided": ""}
+    cells: dict[str, Any] = {"undecided": "", "seeds": both.seed.nunique()}
     for name in config.metrics:
-        part = both[(both.metric == name) & both.value.notna()]
-        part = on_shared_images(part, [method, other])
-        if part.empty:
-            continue
-        drawn = resampled_means(part)
-        low, high = interval(drawn[method] - drawn[other])
-        mean = part.groupby("method").value.mean()
-        cells |= {name: mean[method] - mean[other], f"{name}_lo": low, f"{name}_hi": high}
-        noise += [name] if low <= 0 <= high else []
-    return {**cells, "noise": ";".join(noise), **notes(config, both)}
+        rows = both[both.metric == name]
+        found = paired(rows[rows.method == method], rows[rows.method == other])
+        if found is not None:
+            cells |= {name: found.mean, f"{name}_lo": found.low, f"{name}_hi": found.high}
+            cells[f"{name}_p"] = found.p
+    return {**cells, **notes(config, both)}
 
 
 def build_table(
@@ -165,9 +207,10 @@ def build_table(
 ) -> pd.DataFrame:
     """The measured rows of one table; costs: of `run_costs`."""
     if spec.minus is not None:
-        return differences(config, scores, spec)
+        return decided(config, differences(config, scores, spec))
     methods = spec.methods(config)
     table = means_per_dataset(config, scores, methods, spec.scope, spec.references)
+    table = decided(config, table)
     return with_cost(table, costs, spec.scope) if spec.cost else table
 
 

@@ -13,7 +13,7 @@ from passionsr.metrics.registry import NO_WEIGHTS, missing_note
 from passionsr.report.bands import measured, read_bands, violations
 from passionsr.report.parity import compare
 from passionsr.report.result_pages import headline, results_page
-from passionsr.report.statistics import intervals, mark_best, resampled_means
+from passionsr.report.statistics import by_seed_and_image, estimate, mark_best, paired
 from passionsr.report.tables import write_tables
 
 RESULTS = Path("results/made")
@@ -130,12 +130,13 @@ def test_a_metric_that_no_image_has(monkeypatch, tmp_path):
 
 
 def test_one_image_and_one_seed(monkeypatch, tmp_path):
-    """The interval of one number is that number."""
+    """One number has no interval."""
     monkeypatch.chdir(tmp_path)
     write_tables(made(tmp_path, score, limit={"test": 1}))
     rows = table2()
-    assert (rows.psnr == rows.psnr_lo).all()
-    assert (rows.psnr == rows.psnr_hi).all()
+    assert rows.psnr.notna().all()
+    assert rows.psnr_lo.isna().all()
+    assert rows.psnr_hi.isna().all()
 
 
 @pytest.mark.parametrize(
@@ -176,31 +177,28 @@ def scores(values, seed=0):
     )
 
 
+def of(rows, method):
+    return rows[rows.method == method]
+
+
 def test_rows_are_compared_on_the_images_that_both_have():
     """b is 5 dB below a wherever both have a score; its mean is above, of one easy image more."""
-    values = {"a": [20.0, 21.0, 22.0, None], "b": [15.0, 16.0, 17.0, 60.0], "c": [20.1, None, 1, 2]}
-    bands = intervals(scores(values), "psnr", ["a"])
-    assert bands["a"][0] >= 20
-    assert bands["a"][1] <= 22
-    assert bands["b"][1] > 17
-    assert not bands["b"][2]
-    one = intervals(scores({m: s[:3] for m, s in values.items() if m != "c"}), "psnr", ["a"])
-    assert one["a"] == bands["a"]
+    rows = scores({"a": [20.0, 21.0, 22.0, None], "b": [15.0, 16.0, 17.0, 60.0]})
+    found = paired(of(rows, "b"), of(rows, "a"))
+    assert (found.mean, found.low, found.high, found.images) == (-5.0, -5.0, -5.0, 3)
+    assert estimate(by_seed_and_image(of(rows, "b")).to_numpy()).mean == 27
 
 
 def test_rows_without_an_image_in_common_are_not_compared():
-    bands = intervals(scores({"a": [20.0, None], "b": [None, 10.0]}), "psnr", ["a"])
-    assert bands == {"a": (20.0, 20.0, False), "b": (10.0, 10.0, False)}
+    rows = scores({"a": [20.0, None], "b": [None, 10.0]})
+    assert paired(of(rows, "a"), of(rows, "b")) is None
 
 
-def test_an_image_that_one_seed_lacks():
-    """Mean of what there is, seeds and images drawn as ever; never NaN."""
-    rows = pd.concat([scores({"a": [10.0, 20.0]}), scores({"a": [10.0, None]}, seed=1)])
-    drawn = resampled_means(rows[rows.value.notna()]).a
-    assert drawn.min() == 10
-    assert drawn.max() == 20
-    low, high, _ = intervals(rows, "psnr", [])["a"]
-    assert (low, high) == (10, 20)
+def test_an_image_that_one_seed_lacks_is_left_out_of_the_interval():
+    rows = pd.concat([scores({"a": [10.0, 20.0]}), scores({"a": [12.0, None]}, seed=1)])
+    values = by_seed_and_image(rows)
+    assert values.to_numpy().tolist() == [[10.0], [12.0]]
+    assert estimate(values.to_numpy()).seeds == 2
 
 
 def test_fewer_scores_are_never_best():

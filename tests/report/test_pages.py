@@ -15,8 +15,8 @@ RESULTS = (Path("docs/results/mini.md"), Path("docs/results/mini-full.md"))
 
 
 def table(rows):
-    """rows: (bits, method, psnr, low, high, best, noise) -> a CSV's frame; LPIPS is n/a."""
-    names = ["bits", "method", "psnr", "psnr_lo", "psnr_hi", "best", "noise"]
+    """rows: (bits, method, psnr, low, high, best, undecided) -> a CSV's frame; LPIPS is n/a."""
+    names = ["bits", "method", "psnr", "psnr_lo", "psnr_hi", "best", "undecided"]
     frame = pd.DataFrame(rows, columns=names).assign(source="measured here")
     empty = dict.fromkeys(("lpips", "lpips_lo", "lpips_hi"), float("nan"))
     return frame.assign(dataset="embedded test set", **empty)

@@ -19,7 +19,7 @@ from passionsr.report.rendering import (
     write_table,
 )
 from passionsr.report.scores import with_cost
-from passionsr.report.statistics import intervals
+from passionsr.report.statistics import adjusted, estimate
 from passionsr.report.table_list import (
     COST,
     MEANS,
@@ -30,7 +30,7 @@ from passionsr.report.table_list import (
     table_spec,
     tables_of,
 )
-from passionsr.report.tables import differences, means, means_per_dataset
+from passionsr.report.tables import decided, differences, means, means_per_dataset
 from passionsr.utils.files import UserError
 
 SPEC = replace(table_spec("table2"), name="t", title="T")
@@ -90,57 +90,78 @@ def test_rows_order_means_and_marks(config):
     assert "psnr" in best["W4A4", "PassionSR"]
 
 
-def test_intervals_are_paired():
-    """A constant difference is never noise, however much the images differ; equal means are."""
-    rng = np.random.default_rng(1)
-    base = list(rng.normal(25, 4, 12))
-    values = {
-        ("a", "W8A8"): {"psnr": base},
-        ("b", "W8A8"): {"psnr": [v - 0.2 for v in base]},
-        ("c", "W8A8"): {"psnr": list(np.array(base) + rng.normal(-0.01, 1.0, 12))},
-    }
-    bands = intervals(scores(values), "psnr", ["a"])
-    assert not bands["a"][2]
-    assert not bands["b"][2]
-    assert bands["c"][2]
-    low, high, _ = bands["a"]
-    assert low < np.mean(base) < high
-    # Against the normal approximation, 1.96 standard errors: the bootstrap of 12 values is a little
-    # narrower.
-    half = 1.96 * np.std(base, ddof=1) / 12**0.5
-    assert 0.8 * half < (high - low) / 2 < 1.1 * half
-
-
-def test_seeds_widen_the_interval():
-    rows = pd.concat(
-        [scores({("a", "W8A8"): {"psnr": [20.0 + s, 21.0 + s]}}).assign(seed=s) for s in (0, 5, 10)]
-    )
-    low, high, _ = intervals(rows, "psnr", [])["a"]
-    assert low < 22
-    assert high > 29
-    one_low, one_high, _ = intervals(rows[rows.seed == 5], "psnr", [])["a"]
-    assert (one_low, one_high) == (25.0, 26.0)
-
-
-def test_seeds_are_paired():
-    """Seeds that move two methods alike hide no difference; the rows' order does not matter."""
+def seeded(values):
+    """{method: (seeds, images)} of PSNR at W8A8 -> score rows."""
     frames = [
-        scores({("a", "W8A8"): {"psnr": [20.0 + s] * 3}, ("b", "W8A8"): {"psnr": [19.9 + s] * 3}})
-        .assign(seed=s)
-        .sort_values("method", ascending=s == 5, kind="stable")
-        for s in (0, 5, 10)
+        scores({(m, "W8A8"): {"psnr": list(line)}}).assign(seed=seed)
+        for m, lines in values.items()
+        for seed, line in enumerate(lines)
     ]
-    for order in (frames, frames[::-1]):
-        bands = intervals(pd.concat(order), "psnr", ["a"])
-        assert not bands["b"][2]
-        assert bands["a"][:2] == (20.0, 30.0)
+    return pd.concat(frames, ignore_index=True)
+
+
+def psnr_table(config, rows, methods=("minmax", "passionsr", "lsq")):
+    """The table of PSNR with its decided differences, by method."""
+    config = replace(config, metrics=("psnr",))
+    table = decided(config, means(config, rows, methods, "UV", ()))
+    names = {config.entries[m].title: m for m in methods}
+    return table.set_index(table.method.map(names))
+
+
+def test_differences_are_decided_in_pairs(config):
+    """A constant difference is decided however much images and seeds differ; noise is not."""
+    rng = np.random.default_rng(1)
+    base = 25 + 4 * rng.normal(size=(5, 12)) + rng.normal(size=(5, 1))
+    table = psnr_table(
+        config,
+        seeded(
+            {"minmax": base, "passionsr": base - 0.2, "lsq": base + rng.normal(-0.05, 1, (5, 12))}
+        ),
+    )
+    assert table.best["minmax"] == "psnr"
+    assert table.undecided["minmax"] == ""
+    assert table.undecided["passionsr"] == ""
+    assert table.psnr_p["passionsr"] < 1e-6
+    assert table.undecided["lsq"] == "psnr"
+    assert table.psnr_p["lsq"] > 0.05
+    assert set(table.seeds) == {5}
+    found = estimate(base)
+    assert (table.psnr_lo["minmax"], table.psnr_hi["minmax"]) == (found.low, found.high)
+
+
+def test_one_seed_marks_nothing(config):
+    table = psnr_table(config, seeded({"minmax": [[20.0, 22.0]], "passionsr": [[24.0, 21.0]]}))
+    assert set(table.undecided) == {""}
+    assert table.psnr_p.isna().all()
+    assert table.psnr_lo.notna().all()
+
+
+def test_p_values_are_those_of_the_whole_table(config):
+    """By hand: each comparison's own p, times half the number of rows, then of all of them."""
+    rng = np.random.default_rng(3)
+    base = rng.normal(25, 1, (5, 8))
+    values = {m: base - shift + rng.normal(0, 0.5, (5, 8)) for m, shift in
+              (("minmax", 0), ("passionsr", 0.4), ("lsq", 0.8))}  # fmt: skip
+    table = psnr_table(config, seeded(values))
+    raw = [min(1, 1.5 * estimate(values["minmax"] - values[m]).p) for m in ("passionsr", "lsq")]
+    assert list(table.psnr_p[1:]) == pytest.approx(list(adjusted(raw)), rel=1e-9)
+
+
+def test_rows_of_other_seeds_are_never_decided(config):
+    rows = seeded({"minmax": np.full((3, 4), 30.0), "passionsr": np.full((3, 4), 10.0)})
+    rows.loc[rows.method == "passionsr", "seed"] += 1
+    table = psnr_table(config, rows)
+    assert table.undecided["passionsr"] == "psnr"
+    assert np.isnan(table.psnr_p["passionsr"])
 
 
 def test_printed_cells(config):
     table = means(config, example(), ["minmax", "passionsr"], "UV", ("fp32",))
     rows = format_rows(table, config.metrics, Style("**{}**"))
     assert rows[0][:3] == ["W32A32", "FP32", "25.00"]
-    assert rows[1][:3] == ["W8A8", "MinMax", "21.00 ≈"]  # -4 and +1 dB on two images: noise
+    assert rows[1][:3] == ["W8A8", "MinMax", "21.00"]
+    undecided = table.assign(undecided=["", "psnr", *[""] * (len(table) - 2)])
+    assert format_rows(undecided, config.metrics, Style("**{}**"))[1][2] == "21.00 ≈"
     assert rows[2][:3] == ["", "PassionSR", "**22.50**"]
     assert rows[1][config.metrics.index("musiq") + 2] == "n/a"
 
@@ -188,10 +209,7 @@ def test_ablation_rows():
 
 
 def test_what_released_switches_cost(tmp_path):
-    """Differences to the class's own row, by hand.
-
-    -1 dB on every image is outside the noise, +1 and -1 are inside.
-    """
+    """Differences to the class's own row, by hand; -1 dB on every image has no spread."""
     full = replace(load_config("config/mini-full.yaml"), metrics=("psnr", "lpips"))
     values = scores(
         {
@@ -209,7 +227,8 @@ def test_what_released_switches_cost(tmp_path):
     bias = table.loc["quantize_bias: official"]
     assert (bias.psnr, bias.psnr_lo, bias.psnr_hi) == (-1, -1, -1)
     assert bias.lpips == pytest.approx(0)
-    assert bias.noise == "lpips"
+    assert (bias.lpips_lo, bias.lpips_hi) == pytest.approx((-1.27, 1.27), abs=0.01)  # t(1) = 12.7
+    assert bias.undecided == ""  # one seed decides nothing
     assert table.loc["EfficientDM, qalora_base: int"].psnr == 0.5
     assert table.loc["PTQ4DM, act_quant_site: output"].isna()[["psnr", "lpips"]].all()
     # Of a class without a plain row there is nothing to compare with.
@@ -222,7 +241,7 @@ def test_what_released_switches_cost(tmp_path):
     text = (tmp_path / "t.md").read_text()
     assert "-1.00<br><sub>-1.00 .. -1.00</sub>" in text
     assert "+0.50<br>" in text
-    assert "inside the noise" in text
+    assert "one seed was run, which says nothing about other seeds" in text
     assert MEANS[:20] not in text
 
 
@@ -238,7 +257,7 @@ def test_cost_columns(config, tmp_path):
     costed = with_cost(table, costs, "UV")
     rows = format_rows(costed, ["psnr"], Style("**{}**"), cost=COST)
     assert rows[0] == ["W32A32", "FP32", "n/a", "n/a", "25.00"]
-    assert rows[1] == ["W8A8", "MinMax", "15", "200", "21.00 ≈"]
+    assert rows[1] == ["W8A8", "MinMax", "15", "200", "21.00"]
     published = PublishedBlock(published_rows(TABLE4, config.metrics), "other")
     spec = replace(SPEC, cost=COST, published=TABLE4)
     write_table(spec, replace(config, metrics=("psnr",)), costed, published, tmp_path)
