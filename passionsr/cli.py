@@ -244,9 +244,12 @@ def fetch(
 @app.command()
 def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None:
     """Check a configuration."""
-    from passionsr.benchmark.config import load_config
+    from passionsr.benchmark.config_check import check_config
+    from passionsr.benchmark.inputs import missing_inputs
 
-    checked = load_config(config)
+    checked = check_config(config)
+    for line in missing_inputs(checked):
+        print(f"not there yet: {line}")
     print(f"{config}: {len(checked.runs)} runs, results in {checked.results}")
 
 
