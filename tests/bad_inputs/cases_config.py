@@ -261,7 +261,7 @@ ROWS = [
              "model/scheme.json: not valid JSON (nested too deeply)"),
     BadInput(11, "scheme.json of other weights", artifact(json.dumps(SCHEME)), re.compile(
              r"^model/model\.safetensors: sha256 is e3b0c44\w+, expected 0{64}; the file is "
-             r"damaged or of another version: delete it and fetch it again$")),
+             r"empty: put the right file there$")),
     BadInput(11, "table of bands in Latin-1", file("bands.tsv", b"results\t\xfc\n", "check-results",
              str(ROOT / "docs/results/mini.md"), "--expected", "bands.tsv"), "bands.tsv: not a "
              "text file in UTF-8 (byte 9 does not belong there): save it as UTF-8"),
