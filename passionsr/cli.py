@@ -248,8 +248,7 @@ def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None
     from passionsr.benchmark.inputs import missing_inputs
 
     checked = check_config(config)
-    for line in missing_inputs(checked):
-        print(f"not there yet: {line}")
+    print(*(f"not there yet: {line}\n" for line in missing_inputs(checked)), sep="", end="")
     print(f"{config}: {len(checked.runs)} runs, results in {checked.results}")
 
 
