@@ -248,8 +248,8 @@ def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None
     from passionsr.benchmark.inputs import missing_inputs
 
     checked = check_config(config)
-    print(*(f"not there yet: {line}\n" for line in missing_inputs(checked)), sep="", end="")
-    print(f"{config}: {len(checked.runs)} runs, results in {checked.results}")
+    absent = "".join(f"not there yet: {line}\n" for line in missing_inputs(checked))
+    print(f"{absent}{config}: {len(checked.runs)} runs, results in {checked.results}")
 
 
 @app.command(cls=SeveralValues)

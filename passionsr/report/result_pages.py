@@ -64,7 +64,8 @@ def measured_rows(table: pd.DataFrame) -> pd.DataFrame:
 def per_dataset(table: pd.DataFrame) -> Iterator[tuple[str, pd.DataFrame]]:
     """(heading, rows) of each dataset of measured rows; the embedded test set has no heading."""
     for dataset, rows in table.groupby("dataset", sort=False):
-        yield "" if dataset == EMBEDDED else f"*{markdown_escape(str(dataset))}, measured here*", rows
+        name = markdown_escape(str(dataset))
+        yield "" if dataset == EMBEDDED else f"*{name}, measured here*", rows
 
 
 def results_page(results: Path) -> str:
