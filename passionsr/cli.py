@@ -244,12 +244,9 @@ def fetch(
 @app.command()
 def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None:
     """Check a configuration."""
-    from passionsr.benchmark.config_check import check_config
-    from passionsr.benchmark.inputs import missing_inputs
+    from passionsr.benchmark.config_check import report
 
-    checked = check_config(config)
-    absent = "".join(f"not there yet: {line}\n" for line in missing_inputs(checked))
-    print(f"{absent}{config}: {len(checked.runs)} runs, results in {checked.results}")
+    print(report(config))
 
 
 @app.command(cls=SeveralValues)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from passionsr.benchmark.config import Config, ExternalOutputs, load_config
+from passionsr.benchmark.inputs import missing_inputs
 from passionsr.benchmark.method_registry import budgets_file
 from passionsr.data.crops import Crop, RelativeCrop, check_source, read_crops, read_list
 from passionsr.data.datasets import Dataset
@@ -33,6 +34,13 @@ def check_config(path: str | Path) -> Config:
         with document.at("external_outputs", index):
             _check_external(config, outputs)
     return config
+
+
+def report(path: Path) -> str:
+    """What `passionsr check` prints of a good file: what is not there yet, then the runs."""
+    config = check_config(path)
+    lines = [f"not there yet: {line}" for line in missing_inputs(config)]
+    return "\n".join([*lines, f"{path}: {len(config.runs)} runs, results in {config.results}"])
 
 
 def _check_model(config: Config, document: Document) -> None:

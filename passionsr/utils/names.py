@@ -86,7 +86,7 @@ FileName = Annotated[
 Url = Annotated[
     str,
     Field(
-        pattern="^https?://[!-~]+$",
+        pattern="^(https?|file)://[!-~]+$",
         json_schema_extra={"expected": "an address such as https://host/file, without spaces"},
     ),
 ]
