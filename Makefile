@@ -2,6 +2,7 @@
 VENV ?= .venv
 CORES ?= $(shell nproc)
 PYTHON ?= python3
+# Of every command below: found by PATH and never written out, because make cuts a path at its spaces.
 BIN := $(abspath $(VENV))/bin
 # Without bytecode every process compiles torch again (seconds each).
 unexport PYTHONDONTWRITEBYTECODE
@@ -62,11 +63,11 @@ lock:
 	python tools/make_environment.py
 
 $(VENV)/.ready: requirements.lock pyproject.toml
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet uv
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip sync --compile-bytecode requirements.lock
-	VIRTUAL_ENV=$(abspath $(VENV)) $(BIN)/uv pip install --quiet --no-deps --no-build-isolation --editable .
-	touch $@
+	$(PYTHON) -m venv "$(VENV)"
+	python -m pip install --quiet uv
+	env -u VIRTUAL_ENV python -m uv pip sync --compile-bytecode requirements.lock
+	env -u VIRTUAL_ENV python -m uv pip install --quiet --no-deps --no-build-isolation --editable .
+	touch "$@"
 
 clean:
-	rm -rf $(VENV) results/mini results/test .snakemake .cache
+	rm -rf "$(VENV)" results/mini results/test .snakemake .cache

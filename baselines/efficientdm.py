@@ -41,7 +41,14 @@ from passionsr.calibration.sub_models import (
     parts_of,
     sub_quantizers,
 )
-from passionsr.methods.base import Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import (
+    Count,
+    Exceptions,
+    Steps,
+    StepSize,
+    check_options,
+    quantized_copy,
+)
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -104,14 +111,14 @@ class EfficientDM:
     act_zp: Literal["rounded", "real"] = "rounded"
     exceptions: Exceptions = "passionsr"
     quant_attn_matmul: bool = False
-    steps: int = 2000
-    lora_lr: float = 1 / 2500
-    act_lr: float = 5e-4
+    steps: Steps = 2000
+    lora_lr: StepSize = 1 / 2500
+    act_lr: StepSize = 5e-4
     relative_lr: bool = False
-    init_images: int = 32
+    init_images: Count = 32
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

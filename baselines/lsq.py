@@ -39,7 +39,7 @@ from passionsr.calibration.sub_models import (
     softmax_quantizers,
     sub_quantizers,
 )
-from passionsr.methods.base import Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import Exceptions, Steps, StepSize, check_options, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -104,14 +104,14 @@ class LSQ:
     lsq_init: Literal["minmax_p", "paper"] = "minmax_p"
     per_channel: bool = True
     exceptions: Exceptions = "passionsr"
-    epochs: int = 4
-    act_lr: float = 1e-4
-    weight_lr: float = 1e-5
+    epochs: Steps = 4
+    act_lr: StepSize = 1e-4
+    weight_lr: StepSize = 1e-5
     relative_lr: bool = False
     optimizer: Literal["adam", "sgd"] = "adam"
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

@@ -30,7 +30,7 @@ from passionsr.calibration.checkpoints import Checkpoints
 from passionsr.calibration.fit import FitLog
 from passionsr.calibration.range_passes import RangeRule, init_ranges
 from passionsr.calibration.sub_models import in_sequence
-from passionsr.methods.base import Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import Count, Exceptions, check_options, quantized_copy
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig
@@ -38,7 +38,6 @@ from passionsr.quantization.quantizer import Quantizer
 from passionsr.quantization.range_search import symmetric_search, two_sided_search
 from passionsr.quantization.spec import Scheme
 from passionsr.quantization.swap import SwapRow
-from passionsr.utils.files import UserError
 
 MOMENTUM = 0.9  # of the EMA over the ranges found in calibration batches, as released
 
@@ -54,18 +53,13 @@ class PTQ4DM:
     """
 
     symmetric: bool = True
-    candidates: int = 100
+    candidates: Count = 100
     act_quant_site: Literal["input", "output"] = "input"
     quant_attn_matmul: bool = False
     exceptions: Exceptions = "passionsr"
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        if self.candidates < 1:
-            raise UserError(
-                f"candidates is {self.candidates}: give the number of thresholds to try, "
-                "100 in PTQ4DM"
-            )
+        check_options(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

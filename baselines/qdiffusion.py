@@ -56,7 +56,15 @@ from passionsr.calibration.sub_models import (
     sub_models,
     weights_only,
 )
-from passionsr.methods.base import Exceptions, check_choices, quantized_copy
+from passionsr.methods.base import (
+    Bits,
+    Count,
+    Exceptions,
+    Steps,
+    StepSize,
+    check_options,
+    quantized_copy,
+)
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import LayerConfig, QuantizedLayer
@@ -116,21 +124,21 @@ class QDiffusion:
 
     weight_init: Literal["mse", "max"] = "mse"
     act_init: ActInit = "mse"
-    sm_bits: int | None = None
+    sm_bits: Bits | None = None
     adaround_split_reg: Literal["both", "official"] = "both"
     exceptions: Exceptions = "passionsr"
-    weight_steps: int = 2000
-    weight_lr: float = 1e-2
-    act_steps: int = 1000
-    act_lr: float = 4e-4
+    weight_steps: Steps = 2000
+    weight_lr: StepSize = 1e-2
+    act_steps: Steps = 1000
+    act_lr: StepSize = 4e-4
     relative_lr: bool = False
-    batch: int = 8
-    recon_images: int = 128
-    vae_crop: int | None = 16
-    init_images: int = 16
+    batch: Count = 8
+    recon_images: Count = 128
+    vae_crop: Count | None = 16
+    init_images: Count = 16
 
     def __post_init__(self) -> None:
-        check_choices(self)
+        check_options(self)
 
     def prepare(
         self, model: OneStepSR, scheme: Scheme, scope: str

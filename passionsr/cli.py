@@ -244,10 +244,9 @@ def fetch(
 @app.command()
 def check(config: Annotated[Path, Argument(help="configuration, YAML")]) -> None:
     """Check a configuration."""
-    from passionsr.benchmark.config import load_config
+    from passionsr.benchmark.config_check import report
 
-    checked = load_config(config)
-    print(f"{config}: {len(checked.runs)} runs, results in {checked.results}")
+    print(report(config))
 
 
 @app.command(cls=SeveralValues)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from passionsr.benchmark.config_keys import (
 )
 from passionsr.benchmark.method_registry import (
     ABLATIONS,
+    BICUBIC,
+    FP32,
     Budget,
     MethodEntry,
     load_budget,
@@ -26,8 +29,10 @@ from passionsr.benchmark.method_registry import (
 from passionsr.data.dataset_registry import DatasetChoice, dataset_from
 from passionsr.data.datasets import Dataset, expand
 from passionsr.models.family import DEFAULT_FAMILY
-from passionsr.utils.checked_yaml import closest_first, located, read_checked, read_yaml
+from passionsr.utils.checked_yaml import closest_first, read_checked
 from passionsr.utils.files import UserError
+from passionsr.utils.names import check_distinct_names
+from passionsr.utils.yaml_files import Document, Keys, read_yaml
 
 __all__ = [
     "ABLATIONS",
@@ -44,10 +49,12 @@ __all__ = [
     "parse_scheme",
 ]
 
-# Reference rows of every table; they are runs without a calibration.
-FP32, BICUBIC = "fp32", "bicubic"
 # Keys of former versions and what they are called now.
 RENAMED = {"lean": "low_memory", "given": "external_outputs"}
+# Name of the sheet of calibration pairs, beside those of the test datasets.
+CALIBRATION_SHEET = "calibration"
+# Scores of a bit width have a job, a log and times of that name.
+SCHEME_NAME = re.compile("W[0-9]+A[0-9]+", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -162,28 +169,32 @@ def _digest(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def expand_runs(blocks: Sequence[RunBlock], entries: Mapping[str, MethodEntry]) -> tuple[Run, ...]:
-    """The product of every block, without repetition; UserError for an unknown method."""
+def expand_runs(
+    blocks: Sequence[RunBlock], entries: Mapping[str, MethodEntry], document: Document
+) -> dict[str, Run]:
+    """Run id -> run: the product of every block, without repetition.
+
+    document: the file, for the line of an unknown method in the UserError.
+    """
     runs: dict[str, Run] = {}
     for index, block in enumerate(blocks):
-        for method in block.methods:
+        for place, method in enumerate(block.methods):
             if method not in entries:
                 known = ", ".join(closest_first(method, entries))
-                raise UserError(
-                    f"runs[{index}].methods: method {method!r} is unknown; known: {known}"
-                )
+                with document.at("runs", index, "methods", place):
+                    raise UserError(f"method {method!r} is unknown; known: {known}")
             for scheme in block.schemes:
                 for scope in block.scopes:
                     for seed in block.seeds:
                         run = Run(method, scheme, scope, seed)
                         runs[run.run_id] = run
-    return tuple(runs.values())
+    return runs
 
 
-def _datasets(choices: Sequence[DatasetChoice]) -> tuple[Dataset, ...]:
+def _datasets(document: Document, choices: Sequence[DatasetChoice]) -> tuple[Dataset, ...]:
     found: dict[str, Dataset] = {}
     for index, choice in enumerate(choices):
-        with located(f"test[{index}]"):
+        with document.at("test", index):
             dataset = dataset_from(choice)
             if not dataset.lr:
                 raise UserError(f"dataset {dataset.name}: a test set needs LR images; give `lr:`")
@@ -191,28 +202,58 @@ def _datasets(choices: Sequence[DatasetChoice]) -> tuple[Dataset, ...]:
                 raise UserError(
                     f"two datasets have the name {dataset.name}; give one another `name:`"
                 )
+            if dataset.name.casefold() == CALIBRATION_SHEET:
+                raise UserError(
+                    f"{dataset.name} is the name of the calibration images; give another `name:`"
+                )
+            check_distinct_names([*found, dataset.name], "datasets")
         found[dataset.name] = dataset
     return tuple(found.values())
 
 
 def _external_outputs(
-    specs: Sequence[ExternalOutputKeys], datasets: Sequence[Dataset], taken: set[str]
+    document: Document,
+    specs: Sequence[ExternalOutputKeys],
+    datasets: Sequence[Dataset],
+    taken: Sequence[str],
 ) -> tuple[ExternalOutputs, ...]:
-    """taken: names that other rows of the tables have."""
+    """taken: names that other rows of the tables, runs and files of scores have."""
     found: dict[str, ExternalOutputs] = {}
     tested = [dataset.name for dataset in datasets]
     for index, spec in enumerate(specs):
-        with located(f"external_outputs[{index}]"):
+        with document.at("external_outputs", index):
             if spec.dataset not in tested:
                 has = ", ".join(closest_first(spec.dataset, tested)) or "no dataset"
                 raise UserError(f"dataset {spec.dataset!r} is not in test, which has {has}")
-            if spec.name in taken | set(found):
+            if spec.name in (FP32, BICUBIC, *taken, *found) or SCHEME_NAME.fullmatch(spec.name):
                 raise UserError(f"the name {spec.name!r} is taken; give another")
+            check_distinct_names([FP32, BICUBIC, *taken, *found, spec.name], "rows of the tables")
             published = expand(spec.published) if spec.published else None
             found[spec.name] = ExternalOutputs(
                 spec.name, spec.title or spec.name, spec.dataset, expand(spec.folder), published
             )
     return tuple(found.values())
+
+
+def _check_titles(
+    document: Document, methods: Mapping[str, str], external: Sequence[ExternalOutputs]
+) -> None:
+    """UserError for two rows of the tables with one title. methods: name -> title of those used."""
+    owners = {title: f"the row {title}" for title in ("FP32", "Bicubic")}
+    places: list[tuple[Keys, str, str]] = [
+        (("runs",), f"method {name}", title) for name, title in methods.items()
+    ]
+    places += [
+        (("external_outputs", index), f"external output {outputs.name}", outputs.title)
+        for index, outputs in enumerate(external)
+    ]
+    for keys, owner, title in places:
+        if owners.setdefault(title, owner) != owner:
+            with document.at(*keys):
+                raise UserError(
+                    f"{owners[title]} and {owner} have the same title {title!r}: give one of them "
+                    "another `title:`"
+                )
 
 
 def _changed(options: Any) -> dict[str, Any]:
@@ -223,44 +264,46 @@ def _changed(options: Any) -> dict[str, Any]:
 
 def load_config(path: str | Path) -> Config:
     """Read and check a configuration file; UserError says what is wrong and where."""
-    path = Path(path)
-    raw = read_yaml(path)
-    file = read_checked(ConfigFile, path, raw, RENAMED)
-    with located(path):
-        with located("methods"):
-            entries = load_methods(file.methods)
-        with located("budget"):
-            budget = load_budget(file.budget, Path(file.methods))
-        datasets = () if isinstance(file.test, str) else _datasets(file.test)
-        if isinstance(file.calibration, str):
-            crops, photos = file.calibration, None
-        else:
-            with located("calibration.photos"):
-                crops, photos = file.calibration.list, dataset_from(file.calibration.photos)
-        taken = {FP32, BICUBIC, *entries}
-        return Config(
-            name=file.name,
-            model=file.model,
-            family=file.family,
-            test=Path(file.test) if isinstance(file.test, str) else None,
-            datasets=datasets,
-            calibration=Path(crops),
-            photos=photos,
-            limits=file.limit.model_dump(exclude_none=True),
-            entries=entries,
-            runs=expand_runs(file.runs, entries),
-            budget=budget,
-            batch_size=file.batch_size,
-            metrics=file.metrics,
-            threads=file.threads,
-            sensitivity=file.sensitivity,
-            posterior=file.posterior,
-            inference=_changed(file.inference),
-            resize_mismatch=file.resize_mismatch,
-            low_memory=file.low_memory,
-            device=file.device,
-            memory_mb=file.memory_mb,
-            expected_layers=file.expected_layers.model_dump(exclude_none=True),
-            external_outputs=_external_outputs(file.external_outputs, datasets, taken),
-            digest=_digest([raw, budget]),
-        )
+    # What needs more than the file and its registries is in config_check.check_config.
+    document = read_yaml(path)
+    file = read_checked(ConfigFile, document, RENAMED)
+    with document.at("methods"):
+        entries = load_methods(file.methods)
+    with document.at("budget"):
+        budget = load_budget(file.budget, Path(file.methods))
+    datasets = () if isinstance(file.test, str) else _datasets(document, file.test)
+    if isinstance(file.calibration, str):
+        crops, photos = file.calibration, None
+    else:
+        with document.at("calibration", "photos"):
+            crops, photos = file.calibration.list, dataset_from(file.calibration.photos)
+    runs = expand_runs(file.runs, entries, document)
+    external = _external_outputs(document, file.external_outputs, datasets, (*entries, *runs))
+    _check_titles(document, {entries[run.method].name: entries[run.method].title
+                             for run in runs.values()}, external)  # fmt: skip
+    return Config(
+        name=file.name,
+        model=file.model,
+        family=file.family,
+        test=Path(file.test) if isinstance(file.test, str) else None,
+        datasets=datasets,
+        calibration=Path(crops),
+        photos=photos,
+        limits=file.limit.model_dump(exclude_none=True),
+        entries=entries,
+        runs=tuple(runs.values()),
+        budget=budget,
+        batch_size=file.batch_size,
+        metrics=file.metrics,
+        threads=file.threads,
+        sensitivity=file.sensitivity,
+        posterior=file.posterior,
+        inference=_changed(file.inference),
+        resize_mismatch=file.resize_mismatch,
+        low_memory=file.low_memory,
+        device=file.device,
+        memory_mb=file.memory_mb,
+        expected_layers=file.expected_layers.model_dump(exclude_none=True),
+        external_outputs=external,
+        digest=_digest([document.value, budget]),
+    )

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from passionsr.benchmark.config_keys import ConfigFile
-from passionsr.utils.checked_yaml import read_yaml
 from passionsr.utils.files import UserError
+from passionsr.utils.yaml_files import read_yaml
 
 FILE = "file"  # the one key of --config
 DEFAULT = "config/mini.yaml"
@@ -67,7 +67,7 @@ def _named_by(path: Path) -> tuple[str, Path]:
 
     The file is the configuration, or holds what else stands after --config: `file: config/x.yaml`.
     """
-    content = read_yaml(path)
+    content = read_yaml(path).value
     if isinstance(content, dict) and list(content) == [FILE]:
         return f"{FILE}: of {_shown(path)}", _path_of(content[FILE], f"{_shown(path)}: {FILE}")
     return f"--configfile {_shown(path)}", path

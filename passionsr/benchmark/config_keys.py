@@ -17,8 +17,9 @@ from passionsr.inference.options import InferenceOptions
 from passionsr.metrics.registry import METRICS
 from passionsr.models.family import DEFAULT_FAMILY
 from passionsr.quantization.spec import Scheme
-from passionsr.utils.checked_yaml import BY_JSON_TYPE, Name, OneOf, StrictModel
+from passionsr.utils.checked_yaml import BY_JSON_TYPE, OneOf, StrictModel
 from passionsr.utils.files import UserError
+from passionsr.utils.names import Line, Name, distinct
 
 # `calibrate` includes the sensitivity job, `score` the look which metrics can be computed, `report`
 # everything in tables/ and figures/.
@@ -49,20 +50,25 @@ def _check_scheme(text: str) -> str:
 SchemeName = Annotated[
     str,
     Field(
-        pattern="^W[0-9]+A[0-9]+$",
+        pattern="^W(0|[1-9][0-9]*)A(0|[1-9][0-9]*)$",
         json_schema_extra={"expected": "W<bits>A<bits>, such as W6A6"},
     ),
     AfterValidator(_check_scheme),
 ]
 PositiveInt = Annotated[int, Field(ge=1)]
-ListFile = Annotated[str, Field(json_schema_extra={"expected": "the path of a data list"})]
+# Scores and records hold seeds; tables read them as 64-bit integers.
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+MOST_THREADS = 1024
+ONCE = AfterValidator(distinct)  # of a list: no entry stands there twice
+_UNIQUE: dict[str, Any] = {"uniqueItems": True}  # the same for editors
+ListFile = Annotated[Line, Field(json_schema_extra={"expected": "the path of a data list"})]
 BudgetName = Annotated[str, Field(json_schema_extra={"expected": "a name in budgets.yaml"})]
 
 
 class CalibrationKeys(StrictModel):
     """Calibration crops that are cut from the photographs of a dataset."""
 
-    list: str
+    list: Line
     """List of relative crops: tab-separated image, fx, fy, size."""
     photos: DatasetChoice
     """The dataset whose HR images are the photographs."""
@@ -84,13 +90,17 @@ class LimitKeys(StrictModel):
 class RunBlock(StrictModel):
     """A block of runs: the product of its four lists."""
 
-    methods: tuple[str, ...] = Field(min_length=1)
+    methods: Annotated[tuple[str, ...], ONCE] = Field(min_length=1, json_schema_extra=_UNIQUE)
     """Names of methods in the registry."""
-    schemes: tuple[SchemeName, ...] = Field(min_length=1)
+    schemes: Annotated[tuple[SchemeName, ...], ONCE] = Field(
+        min_length=1, json_schema_extra=_UNIQUE
+    )
     """Bits of weights and activations."""
-    scopes: tuple[Literal["U", "UV"], ...] = Field(min_length=1)
+    scopes: Annotated[tuple[Literal["U", "UV"], ...], ONCE] = Field(
+        min_length=1, json_schema_extra=_UNIQUE
+    )
     """What is quantized: `U` the UNet, `UV` UNet and VAE."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = Field(min_length=1)
+    seeds: Annotated[tuple[Seed, ...], ONCE] = Field(min_length=1, json_schema_extra=_UNIQUE)
     """Seeds of the calibration's random numbers."""
 
 
@@ -99,13 +109,13 @@ class ExternalOutputKeys(StrictModel):
 
     name: Name
     """Name in tables; none of the registry's methods."""
-    title: str | None = Field(default=None, json_schema_extra=reaches("report"))
+    title: Line | None = Field(default=None, json_schema_extra=reaches("report"))
     """Title in tables; by default the name."""
     dataset: str
     """Name of a dataset of `test`."""
-    folder: str
+    folder: Line
     """Holds `<image>.png` for every LR image of the dataset; may hold ${VARIABLES}."""
-    published: str | None = Field(default=None, json_schema_extra=reaches("report"))
+    published: Line | None = Field(default=None, json_schema_extra=reaches("report"))
     """Per-image scores to compare with (CSV: image, then metrics); may hold ${VARIABLES}."""
 
 
@@ -123,10 +133,10 @@ class ConfigFile(StrictModel):
 
     name: Name = Field(json_schema_extra=reaches(*JOBS))
     """Results go to results/<name>."""
-    model: str = Field(json_schema_extra=reaches("reference", "calibrate", "report"))
+    model: Line = Field(json_schema_extra=reaches("reference", "calibrate", "report"))
     """Folder of a saved model, `tiny` for the random model of the tests, or `sd21-random` for
     random weights at full size."""
-    family: str = Field(default=DEFAULT_FAMILY, json_schema_extra=reaches(*JOBS))
+    family: Line = Field(default=DEFAULT_FAMILY, json_schema_extra=reaches(*JOBS))
     """Family of the model: a registered name, or `module:OBJECT` of an importable Family."""
     test: Annotated[
         Annotated[ListFile, Tag("string")]
@@ -139,7 +149,7 @@ class ConfigFile(StrictModel):
         BY_JSON_TYPE,
     ] = Field(json_schema_extra=reaches("data", "calibrate"))
     """List of embedded crops, or a list of relative crops and the photographs they are cut from."""
-    methods: str = Field(json_schema_extra=reaches("calibrate", "report"))
+    methods: Line = Field(json_schema_extra=reaches("calibrate", "report"))
     """Registry of methods, such as config/methods.yaml; budgets.yaml lies beside it."""
     runs: tuple[RunBlock, ...] = Field(
         min_length=1, json_schema_extra=reaches("calibrate", "infer", "score", "report")
@@ -152,8 +162,8 @@ class ConfigFile(StrictModel):
     and under the options of the registry."""
     batch_size: PositiveInt = Field(json_schema_extra=reaches("calibrate"))
     """Calibration images per training step."""
-    metrics: tuple[Annotated[str, OneOf(METRICS)], ...] = Field(
-        min_length=1, json_schema_extra=reaches("score", "report")
+    metrics: Annotated[tuple[Annotated[str, OneOf(METRICS)], ...], ONCE] = Field(
+        min_length=1, json_schema_extra={**reaches("score", "report"), **_UNIQUE}
     )
     """Columns of the tables, in this order."""
     limit: LimitKeys = Field(default=LimitKeys(), json_schema_extra=reaches(*JOBS))
@@ -162,7 +172,7 @@ class ConfigFile(StrictModel):
         default=None, json_schema_extra=reaches("calibrate", "report")
     )
     """Scheme of the figure in which each layer is quantized alone; null: no such figure."""
-    threads: PositiveInt = Field(
+    threads: Annotated[int, Field(ge=1, le=MOST_THREADS)] = Field(
         default=1, json_schema_extra=reaches("reference", "calibrate", "infer", "score", "report")
     )
     """Torch threads of every job; fixed, because sums depend on their number."""

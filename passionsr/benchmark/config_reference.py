@@ -23,10 +23,17 @@ the budget, over them those of the registry. A class that a budget does not name
 _INTRODUCTION = """# Configuration
 
 A benchmark is one YAML file, such as `config/mini.yaml`. It is checked completely before anything
-runs (`passionsr check FILE`): an unknown key is an error, and so is a value of another type. Every
-message is one line with the file, the key, what was given and what was expected. Editors that know
-the YAML language server complete and check the keys by the first line of the file,
+runs (`passionsr check FILE`, and every start of the workflow): keys and values, the classes and
+options of the methods, the data lists, the images that are there. Every message is one line with
+the file, its line, the key, what was given and what was expected. Editors that know the YAML
+language server complete and check the keys by the first line of the file,
 `# yaml-language-server: $schema=config.schema.json`.
+
+Numbers are what they look like: `1e-3` is one. What versions of YAML read differently (`010`,
+`1:30`, a key `no`) is refused; so is a key or an entry of a list given twice. Names of results,
+methods and datasets have at most 64 letters, digits, `_` and `-`, and differ in more than case.
+Titles are any text in one line. Paths may hold spaces and quotes, but no braces: Snakemake takes
+`{name}` for a wildcard.
 
 Paths are relative to the folder in which the command runs.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from passionsr.benchmark.config import Config
 from passionsr.benchmark.paths import image_folder, pairs_to_test
-from passionsr.utils.files import check_sha256, sha256_file, write_text
+from passionsr.utils.files import UserError, check_sha256, read_text, sha256_file, write_text
 
 
 def write_image_lists(config: Config, run_id: str) -> None:
@@ -28,6 +28,11 @@ def check_image_lists(config: Config, run_id: str) -> None:
     folder = image_folder(config, run_id)
     for dataset in config.datasets:
         path = folder / f"{dataset.name}.tsv"
-        for line in path.read_text().splitlines():
-            image, digest = line.split("\t")
+        for line in filter(None, read_text(path).split("\n")):
+            image, tab, digest = line.rpartition("\t")
+            if not tab:
+                raise UserError(
+                    f"{path}: {line!r} given, expected tab-separated image and sha256; remove the "
+                    "file, then give your command again"
+                )
             check_sha256(folder / dataset.name / f"{image}.png", digest)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,7 +17,7 @@ def missing_inputs(config: Config) -> list[str]:
     missing = []
     family = get_family(config.family)
     if config.model not in family.built_in and not (Path(config.model) / MANIFEST).exists():
-        obtain = family.obtain.format(folder=config.model)
+        obtain = family.obtain.format(folder=shlex.quote(config.model))
         missing.append(
             f"model {config.model} is not there (no {MANIFEST} in it): give the folder of a "
             f"model saved by passionsr{f', or make it: {obtain}' if obtain else ''}"

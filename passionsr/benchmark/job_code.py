@@ -21,10 +21,13 @@ LEFT_OUT = (
     "passionsr.benchmark.config",
     "passionsr.benchmark.job_code",
     "passionsr.data.fetch",
+    "passionsr.methods.declared",
     "passionsr.metrics.registry",
     "passionsr.utils.checked_yaml",
     "passionsr.utils.contents",
+    "passionsr.utils.names",
     "passionsr.utils.network",
+    "passionsr.utils.yaml_files",
 )
 
 

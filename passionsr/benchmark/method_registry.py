@@ -8,16 +8,13 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field
 
-from passionsr.utils.checked_yaml import (
-    Name,
-    OneOf,
-    StrictModel,
-    closest_first,
-    read_checked,
-    read_yaml,
-)
+from passionsr.utils.checked_yaml import OneOf, StrictModel, closest_first, read_checked
 from passionsr.utils.files import UserError
+from passionsr.utils.names import Line, Name, check_distinct_names
+from passionsr.utils.yaml_files import read_yaml
 
+# Reference rows of every table; they are runs without a calibration.
+FP32, BICUBIC = "fp32", "bicubic"
 # Ablation tables: a part of the method off; behaviour of the released code on.
 ABLATIONS = ("parts", "released")
 
@@ -40,7 +37,7 @@ class MethodKeys(StrictModel):
 
     target: Target = Field(alias="class")
     """The class that implements the method, as module:Class."""
-    title: str | None = None
+    title: Line | None = None
     """Its name in tables and figures; by default the name of the entry."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Fields of the class; over the budget and the defaults of the class."""
@@ -62,20 +59,32 @@ class MethodEntry:
 
 def load_methods(path: str | Path) -> dict[str, MethodEntry]:
     """Read the registry of methods; UserError for a malformed entry."""
-    path = Path(path)
-    entries = read_checked(dict[Name, MethodKeys], path, read_yaml(path))
+    document = read_yaml(path)
+    entries = read_checked(dict[Name, MethodKeys], document)
+    rows = [FP32, BICUBIC]
+    for name in entries:
+        with document.at(name):
+            if name in rows:
+                raise UserError("this is the name of a row that is not quantized; give another")
+            check_distinct_names([*rows, name], "rows of the tables")
+        rows.append(name)
     return {
         name: MethodEntry(name, e.target, e.title or name, e.options, e.ablation)
         for name, e in entries.items()
     }
 
 
+def budgets_file(methods: str | Path) -> Path:
+    """The file of budgets that belongs to a registry of methods."""
+    return Path(methods).with_name("budgets.yaml")
+
+
 def load_budget(budget: str | Budget, methods: Path) -> Budget:
     """Class -> options: `budget` itself, or that of budgets.yaml beside the registry."""
     if isinstance(budget, dict):
         return budget
-    path = methods.with_name("budgets.yaml")
-    known = read_checked(dict[Name, Budget], path, read_yaml(path))
+    path = budgets_file(methods)
+    known = read_checked(dict[Name, Budget], read_yaml(path))
     if budget not in known:
         names = ", ".join(closest_first(budget, known))
         raise UserError(f"budget {budget!r} is unknown; {path} has {names}")

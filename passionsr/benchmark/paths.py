@@ -25,12 +25,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from passionsr.benchmark.config import BICUBIC, FP32, Config
+from passionsr.benchmark.config import BICUBIC, CALIBRATION_SHEET, FP32, Config
 from passionsr.data.crops import pairs_in, read_crops
 from passionsr.data.datasets import Dataset, ImagePair, read_sheet
 from passionsr.models.family import MANIFEST, get_family, read_manifest
 
-CALIBRATION = "calibration"
+CALIBRATION = CALIBRATION_SHEET
 # The folders that hold products; what else is in results/<name> describes one run of the workflow.
 PRODUCTS = ("data", "reference", "runs", "images", "scores", "tables", "figures")
 

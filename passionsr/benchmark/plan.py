@@ -16,6 +16,8 @@ from __future__ import annotations
 
 import csv
 import fnmatch
+import io
+import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -30,7 +32,7 @@ from passionsr.benchmark.paths import calibration_pairs, image_folder, pairs_to_
 from passionsr.benchmark.schedule import ON_GPU, RUN_THE_MODEL, Schedule, schedule
 from passionsr.benchmark.timing import BENCHMARKS, JobTime, read_time
 from passionsr.data.crops import read_crops
-from passionsr.utils.files import UserError, write_text
+from passionsr.utils.files import UserError, read_rows, write_text
 from passionsr.utils.machine_memory import MachineMemory, machine_memory
 
 TIMES = Path("config/job_times.tsv")
@@ -43,6 +45,7 @@ HEADER = """\
 COLUMNS = (
     "model", "job", "class", "units", "startup_s", "work_s", "mb_per_job", "mb_per_unit", "source",
 )  # fmt: skip
+NUMBERS = COLUMNS[3:8]
 SCALED = ", scaled by PassionSR's calibration"
 SCALE_FROM, PASSIONSR = "models/mini", "passionsr.methods.passionsr:PassionSR"
 
@@ -63,11 +66,19 @@ def read_times(path: Path) -> list[dict[str, str]]:
     """Rows of a times file; UserError for a missing file or other columns."""
     if not path.is_file():
         raise UserError(f"{path}: times file not found")
-    lines = [line for line in path.read_text().splitlines() if line and not line.startswith("#")]
-    rows = list(csv.DictReader(lines, delimiter="\t"))
-    if not rows or tuple(rows[0]) != COLUMNS:
-        raise UserError(f"{path}: expected tab-separated columns {', '.join(COLUMNS)}")
-    return rows
+    rows = read_rows(path, COLUMNS, "\t")
+    for line, row in rows:
+        for column in NUMBERS:
+            try:
+                fits = math.isfinite(float(row[column])) and float(row[column]) >= 0
+            except ValueError:
+                fits = False
+            if not fits or (column == "units" and not float(row[column])):
+                raise UserError(
+                    f"{path} line {line}: {column}: {row[column]!r} given, expected a number of "
+                    "at least 0 (units: above 0)"
+                )
+    return [row for _, row in rows]
 
 
 def _first_row(
@@ -111,8 +122,10 @@ def record(config: Config, times: Path, source: str) -> int:
         new.append([config.model, kind, method_class, f"{units:g}", f"{startup:.2f}", f"{work:.2f}",
                     f"{0.0 if per_unit else size:.3f}", f"{per_unit:.4f}", source])  # fmt: skip
     kept = [list(row.values()) for row in read_times(times) if row["model"] != config.model]
-    lines = ["\t".join(row) for row in [COLUMNS, *new, *kept]]
-    write_text(times, HEADER + "\n".join(lines) + "\n")
+    out = io.StringIO()
+    writer = csv.writer(out, delimiter="\t", lineterminator="\n")
+    writer.writerows([COLUMNS, *new, *kept])
+    write_text(times, HEADER + out.getvalue())
     return len(new)
 
 

@@ -149,10 +149,10 @@ def read_record(config: Config, run_id: str) -> RunRecord:
         return RunRecord.model_validate(read_json(path))
     except ValidationError as err:
         first = err.errors()[0]
-        key = ".".join(map(str, first["loc"]))
+        key = ".".join(map(str, first["loc"])) or "top level"
         raise UserError(
-            f"{path}: not the record of a run ({key}: {first['msg']}); it is damaged or of another "
-            "version: delete its folder and run again"
+            f"{path}: not the record of a run ({key}: {first['msg']}); it is damaged or of "
+            "another version: delete its folder and run again"
         ) from None
 
 

@@ -52,7 +52,7 @@ def stale_lock(argv: Sequence[str]) -> str | None:
     try:
         holder = json.loads(HOLDER.read_text())
         host, pid = holder["host"], int(holder["pid"])
-    except (OSError, ValueError, KeyError):
+    except (OSError, ValueError, KeyError, TypeError):  # not there, or not written by us
         host, pid = "an unknown host", 0
     if host == socket.gethostname() and pid and _alive(pid):
         return None  # Snakemake's own message is right: another one is running
@@ -61,7 +61,8 @@ def stale_lock(argv: Sequence[str]) -> str | None:
     if shutil.which("squeue"):
         jobs = (
             "cancel what it left on the cluster: squeue -h -o '%i %Z' | "
-            f"awk '$2 == \"{Path.cwd()}\" {{print $1}}' | xargs -r scancel\n"
+            f'D={shlex.quote(str(Path.cwd()))} awk \'{{i = $1; sub(/^[^ ]+ /, ""); '
+            'if ($0 == ENVIRON["D"]) print i}\' | xargs -r scancel\n'
         )
     return (
         f"stale lock: the snakemake that held it (process {pid} on {host}) is gone.\n{jobs}"

@@ -12,7 +12,6 @@ not in it; a job logs them in results/<name>/logs/<job>.log, which holds the las
 
 from __future__ import annotations
 
-import csv
 import logging
 import os
 import re
@@ -21,6 +20,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+from passionsr.utils.files import read_rows
 from passionsr.utils.foreign_files import is_foreign
 from passionsr.utils.system import peak_mib
 
@@ -84,16 +84,16 @@ def log_peak() -> None:
 def read_time(results: Path, label: str) -> JobTime | None:
     """Times of one job in results/<name>; None where it has not finished or did not log them."""
     try:
-        with (results / BENCHMARKS / f"{label}.tsv").open(newline="") as stream:
-            rows = list(csv.DictReader(stream, delimiter="\t"))
+        rows = read_rows(results / BENCHMARKS / f"{label}.tsv", ["s"], "\t", more=True)
         text = (results / LOGS / f"{label}.log").read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
+        seconds = float(rows[-1][1]["s"]) if rows else 0.0
+    except (FileNotFoundError, ValueError):  # not there, or not written by Snakemake
         return None
     ready, peak = _READY.findall(text), _PEAK.findall(text)
     if not (rows and ready and peak):
         return None
     began, startup = datetime.fromisoformat(ready[-1][0]).timestamp(), float(ready[-1][1])
-    work = max(0.0, float(rows[-1]["s"]) - startup)
+    work = max(0.0, seconds - startup)
     return JobTime(label, began, startup, work, int(peak[-1]))
 
 

@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
+import importlib.util
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from PIL import Image
+from pydantic import Field
 
 from passionsr.data.datasets import (
     ImagePair,
 )
 from passionsr.data.degrade import degrade, rng_for
 from passionsr.data.images import read_uint8, write_uint8
+from passionsr.utils.checked_yaml import read_table
 from passionsr.utils.files import UserError
+from passionsr.utils.names import FileName, ImageName, Line, Sha256
+
+Pixels = Annotated[int, Field(ge=1)]
+Corner = Annotated[int, Field(ge=0)]
+Share = Annotated[float, Field(ge=0, lt=1)]
 
 
 @dataclass(frozen=True)
@@ -29,14 +37,14 @@ class Crop:
     rule, file) is noticed.
     """
 
-    name: str
-    source: str
-    photo: str
-    x: int
-    y: int
-    size: int
-    hr_sha256: str
-    lr_sha256: str
+    name: ImageName
+    source: Line
+    photo: Line
+    x: Corner
+    y: Corner
+    size: Pixels
+    hr_sha256: Sha256
+    lr_sha256: Sha256
 
 
 def pixels_sha256(array: np.ndarray) -> str:
@@ -47,39 +55,56 @@ def pixels_sha256(array: np.ndarray) -> str:
 def read_list(path: str | Path) -> list[Crop]:
     """Read a tab-separated data list.
 
-    Raises UserError for a missing file, wrong columns or a repeated name.
+    Raises UserError for a missing file, wrong columns or values, or a repeated name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: data list not found")
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
-    names = [f.name for f in fields(Crop)]
-    if not rows or list(rows[0]) != names:
-        raise UserError(f"{path}: expected tab-separated columns {', '.join(names)}")
-    crops = [
-        Crop(**{**row, **{k: int(row[k]) for k in ("x", "y", "size")}})  # type: ignore[arg-type]
-        for row in rows
-    ]
-    if len({c.name for c in crops}) != len(crops):
-        raise UserError(f"{path}: a name stands twice")
-    return crops
+    rows = read_table(Crop, path)
+    if not rows:
+        raise UserError(f"{path}: expected at least one row, found none")
+    lines: dict[str, tuple[int, str]] = {}
+    for line, crop in rows:
+        first, name = lines.setdefault(crop.name.casefold(), (line, crop.name))
+        if first != line:
+            same = "stands twice" if name == crop.name else f"is {name} of line {first} in capitals"
+            raise UserError(f"{path} line {line}: the name {crop.name} {same}: give another")
+    return [crop for _, crop in rows]
 
 
-def _skimage_file(name: str) -> Path:
-    import skimage
+def _source_file(source: str, base: Path) -> Path:
+    kind, _, name = source.partition(":")
+    if kind == "skimage":
+        package = importlib.util.find_spec("skimage")
+        if package is None or package.origin is None:
+            raise UserError(f"{source}: scikit-image is not installed")
+        return Path(package.origin).parent / "data" / name
+    return base / source
 
-    return Path(skimage.__file__).parent / "data" / name
+
+def check_source(crop: Crop, path: Path, scale: int) -> None:
+    """UserError unless a row of the list `path` can be cut out of its source and made smaller."""
+    source = _source_file(crop.source, path.parent)
+    if not source.is_file():
+        raise UserError(f"{path}: {crop.name}: its source {source} is not there")
+    if crop.size % scale:
+        raise UserError(
+            f"{path}: {crop.name}: size {crop.size} is not a multiple of the model's scale {scale}"
+        )
+    try:
+        with Image.open(source) as image:
+            width, height = image.size
+    except (OSError, ValueError, Image.DecompressionBombError) as err:
+        raise UserError(f"{source}: cannot be read as an image ({err})") from None
+    if crop.x + crop.size > width or crop.y + crop.size > height:
+        raise UserError(f"{path}: {crop.name}: the crop leaves its {width}x{height} photo")
 
 
 def read_hr(crop: Crop, base: Path) -> np.ndarray:
     """Cut the HR crop out of its source: (size, size, 3) uint8."""
-    kind, _, name = crop.source.partition(":")
-    if kind == "skimage":
-        with Image.open(_skimage_file(name)) as image:
+    source = _source_file(crop.source, base)
+    if crop.source.startswith("skimage:"):
+        with Image.open(source) as image:
             photo = np.asarray(image.convert("RGB"))
     else:
-        photo = read_uint8(base / crop.source)
+        photo = read_uint8(source)
     hr = photo[crop.y : crop.y + crop.size, crop.x : crop.x + crop.size]
     if hr.shape != (crop.size, crop.size, 3):
         raise UserError(f"{crop.name}: the crop leaves its {photo.shape[1]}x{photo.shape[0]} photo")
@@ -129,10 +154,10 @@ def pairs_in(list_path: str | Path, folder: str | Path) -> list[ImagePair]:
 class RelativeCrop:
     """One calibration crop. fx, fy in [0, 1): position as a share of what the crop leaves free."""
 
-    image: str
-    fx: float
-    fy: float
-    size: int
+    image: FileName
+    fx: Share
+    fy: Share
+    size: Pixels
 
     def corner(self, width: int, height: int) -> tuple[int, int]:
         """(x, y) in a photograph of that size; UserError if the crop does not fit."""
@@ -158,14 +183,11 @@ def draw_crops(images: Sequence[str], count: int, size: int, seed: int) -> list[
 
 
 def read_crops(path: Path) -> list[RelativeCrop]:
-    """Read a list of relative crops; UserError for a missing file or other columns."""
-    if not path.is_file():
-        raise UserError(f"{path}: data list not found")
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
-    if not rows or list(rows[0]) != CROP_COLUMNS:
-        raise UserError(f"{path}: expected tab-separated columns {', '.join(CROP_COLUMNS)}")
-    return [RelativeCrop(r["image"], float(r["fx"]), float(r["fy"]), int(r["size"])) for r in rows]
+    """Read a list of relative crops; UserError for a missing file, other columns or values."""
+    crops = [crop for _, crop in read_table(RelativeCrop, path)]
+    if not crops:
+        raise UserError(f"{path}: expected at least one row, found none")
+    return crops
 
 
 def write_crops(

@@ -8,31 +8,39 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from PIL import Image
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from passionsr.data.datasets import DATA, LOCKS, PAIRINGS, Dataset, expand
 from passionsr.data.fetch import Archive, Source, fetch_source
-from passionsr.utils.checked_yaml import (
-    Name,
-    OneOf,
-    StrictModel,
-    closest_first,
-    read_checked,
-    read_yaml,
-)
+from passionsr.utils.checked_yaml import OneOf, StrictModel, closest_first, read_checked
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError
+from passionsr.utils.names import Line, Name, check_distinct_names
+from passionsr.utils.yaml_files import read_yaml
+
+
+def _check_pattern(text: str) -> str:
+    if text.startswith("/") or ".." in text.split("/"):
+        raise UserError(f"pattern {text!r}: give one relative to `folder:`, such as HR/*.png")
+    return text
+
+
+Pattern = Annotated[
+    Line,
+    AfterValidator(_check_pattern),
+    Field(json_schema_extra={"expected": "a pattern such as HR/*.png"}),
+]
 
 
 class DatasetKeys(StrictModel):
     """A folder of images: the keys that the registry and a configuration share."""
 
-    folder: str | None = None
+    folder: Line | None = None
     """Folder of the images; may hold ${VARIABLES}, of which PASSIONSR_SHARED has a default.
     Without it, data/<source> of a dataset of the registry."""
-    lr: str | None = None
+    lr: Pattern | None = None
     """Pattern of the LR images, relative to the folder, such as `LR/*.png`."""
-    hr: str | None = None
+    hr: Pattern | None = None
     """Pattern of the HR images or of photographs, relative to the folder."""
     pairing: Annotated[str, OneOf(PAIRINGS)] | None = None
     """Rule for the file names of one pair: LR <key><suffix>, HR <key><suffix>. `same` (default)
@@ -82,13 +90,16 @@ def load_registry(path: Path | None = None) -> DatasetRegistry:
 
     path: a file like config/datasets.yaml; None: see utils.defaults.default_file.
     """
-    path = path or default_file("datasets.yaml")
-    registry = read_checked(DatasetRegistry, path, read_yaml(path))
+    document = read_yaml(path or default_file("datasets.yaml"))
+    registry = read_checked(DatasetRegistry, document)
+    for kind, names in (("sources", registry.sources), ("datasets", registry.datasets)):
+        with document.at(kind):
+            check_distinct_names(list(names), kind)
     for name, entry in registry.datasets.items():
         if entry.source is not None and entry.source not in registry.sources:
             known = ", ".join(closest_first(entry.source, registry.sources))
-            problem = f"source {entry.source!r} is unknown; known: {known}"
-            raise UserError(f"{path}: datasets.{name}.source: {problem}")
+            with document.at("datasets", name, "source"):
+                raise UserError(f"source {entry.source!r} is unknown; known: {known}")
     return registry
 
 

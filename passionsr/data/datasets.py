@@ -20,6 +20,7 @@ from PIL import Image
 from passionsr.data.fetch import FETCHED
 from passionsr.data.image_folders import images_in
 from passionsr.data.images import read_uint8
+from passionsr.utils.checked_yaml import read_table
 from passionsr.utils.files import UserError, atomic_path, sha256_file
 
 LOCKS = Path("config/datasets.lock")
@@ -209,14 +210,12 @@ def write_sheet(pairs: Iterable[ImagePair], path: Path, scale: int) -> None:
 
 
 def read_sheet(path: Path) -> list[ImagePair]:
-    """The pairs of a sheet; UserError if it is missing."""
+    """The pairs of a sheet; UserError if it is missing or damaged."""
     if not path.is_file():
         raise UserError(f"{path}: not found; the job `data` writes it")
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader(stream, delimiter="\t"))
     return [
-        ImagePair(r["name"], Path(r["lr"]), Path(r["hr"]), r["name"].rpartition("/")[0])
-        for r in rows
+        ImagePair(row.name, Path(row.lr), Path(row.hr), row.name.rpartition("/")[0])
+        for _, row in read_table(SheetRow, path)
     ]
 
 

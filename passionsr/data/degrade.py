@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from PIL import Image
-from scipy.ndimage import gaussian_filter
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +32,8 @@ def degrade(
 
     Raises ValueError if H or W is not a multiple of `scale`.
     """
+    from scipy.ndimage import gaussian_filter  # a quarter of a second, which lists do not need
+
     ranges = ranges or Degradation()
     height, width = hr.shape[:2]
     if height % scale or width % scale:

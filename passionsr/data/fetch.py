@@ -29,6 +29,7 @@ from passionsr.data.archives import DISK_ERRORS, unpack
 from passionsr.utils.checked_yaml import STRICT
 from passionsr.utils.contents import kind_of, wrong_content
 from passionsr.utils.files import UserError, read_json, sha256_file, write_json
+from passionsr.utils.names import FileName, Sha256, Url
 from passionsr.utils.network import AGENT, at_endpoint, hub_problem, is_on_hub, open_url
 
 log = logging.getLogger(__name__)
@@ -37,9 +38,6 @@ FETCHED = "fetched.json"
 ARCHIVES = ".archives"
 CHUNK = 1 << 20
 
-Sha256 = Annotated[
-    str, Field(pattern="^[0-9a-f]{64}$", json_schema_extra={"expected": "64 hex digits"})
-]
 Md5 = Annotated[
     str, Field(pattern="^[0-9a-f]{32}$", json_schema_extra={"expected": "32 hex digits"})
 ]
@@ -56,9 +54,9 @@ class Archive:
 
     __pydantic_config__: ClassVar[ConfigDict] = STRICT  # config/datasets.yaml is checked against it
 
-    file: str
+    file: FileName
     """Name of the file, below data/.archives."""
-    urls: Annotated[tuple[str, ...], Field(min_length=1)]
+    urls: Annotated[tuple[Url, ...], Field(min_length=1)]
     """Addresses, tried in order."""
     sha256: Sha256 | None = None
     """Expected hash; null: recorded in config/datasets.lock at the first download."""

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import types
 from collections.abc import Callable, Sequence
 from copy import deepcopy
-from typing import Any, Literal, Protocol, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, get_type_hints
 
 import torch
+from pydantic import Field
 from torch import nn
 
 from passionsr.calibration.batches import CalibrationBatch
 from passionsr.calibration.checkpoints import Checkpoints, NoCheckpoints
 from passionsr.calibration.fit import FitLog
+from passionsr.methods.declared import option_mistakes
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.layer import LayerConfig
 from passionsr.quantization.modules import freeze, keep_weights
-from passionsr.quantization.spec import Scheme
+from passionsr.quantization.spec import MAX_BITS, MIN_BITS, Scheme
 from passionsr.quantization.swap import (
     SwapRow,
     layers_in_set,
@@ -66,52 +67,46 @@ def option(default: Any, text: str, **official: Any) -> Any:
     return dataclasses.field(default=default, metadata={"help": text, **official})
 
 
-def choices(hint: Any) -> tuple[Any, ...] | None:
-    """The values that a type hint allows, where it lists them: Literal, bool, or a union of those.
-
-    >>> choices(bool | Literal["sample"])
-    (True, False, 'sample')
-    """
-    if hint is bool:
-        return True, False
-    if get_origin(hint) is Literal:
-        return get_args(hint)
-    if get_origin(hint) in (Union, types.UnionType):
-        found = [choices(part) for part in get_args(hint)]
-        return None if None in found else tuple(v for values in found for v in values or ())
-    return None
+# Types of options. Their limits are checked before any job runs (passionsr/methods/declared.py).
+Count = Annotated[int, Field(ge=1)]
+Steps = Annotated[int, Field(ge=0)]  # with 0 nothing is trained
+StepSize = Annotated[float, Field(ge=0)]  # of an optimizer
+Bits = Annotated[int, Field(ge=MIN_BITS, le=MAX_BITS)]
 
 
-def check_choices(options: object) -> None:
-    """UserError unless each field of a method has one of the values that its type lists."""
-    for name, hint in get_type_hints(type(options)).items():
-        allowed, given = choices(hint), getattr(options, name)
-        if allowed is not None and not any(given is v or given == v for v in allowed):
-            raise UserError(
-                f"{name} {given!r} is unknown: give one of {', '.join(map(str, allowed))}"
-            )
+def check_options(method: object) -> None:
+    """UserError unless each field of a method has a value of its type, within its limits."""
+    hints = get_type_hints(type(method), include_extras=True)
+    names = {field.name for field in dataclasses.fields(method)}  # type: ignore[arg-type]
+    options = {name: getattr(method, name) for name in names}
+    problems = option_mistakes(options, {name: hints[name] for name in names})
+    if problems:
+        raise UserError("; ".join(sorted(problems)))
 
 
 def load_method(target: str, options: dict[str, Any] | None = None) -> Method:
     """Import "module:Class" and build it with `options` (a frozen dataclass's fields).
 
-    Raises UserError for an unknown module, class or option.
+    Raises UserError for an unknown module, class or option, and for a value that an option cannot
+    have.
     """
     module_name, _, class_name = target.partition(":")
     try:
         cls = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError) as err:
+    except Exception as err:  # a foreign module can raise anything
         raise UserError(
             f"method {target!r} cannot be imported ({err}); give module:Class"
         ) from None
-    known = {f.name for f in dataclasses.fields(cls)}
-    unknown = sorted(set(options or {}) - known)
-    if unknown:
-        raise UserError(
-            f"{target}: unknown option {', '.join(unknown)}; "
-            f"known: {', '.join(sorted(known)) or 'none, it has no options'}"
-        )
-    return cls(**(options or {}))
+    if not (isinstance(cls, type) and dataclasses.is_dataclass(cls)):
+        raise UserError(f"{target} is no quantization method: give a class that is a dataclass")
+    hints = get_type_hints(cls, include_extras=True)
+    known = {f.name: hints[f.name] for f in dataclasses.fields(cls)}
+    problems = option_mistakes(options or {}, known)
+    if problems:
+        raise UserError(f"{target}: {'; '.join(problems)}")
+    made: Any = cls(**(options or {}))
+    method: Method = made
+    return method
 
 
 # Which layers have 8 bits: PassionSR's for every method, or those of the method's own code.

@@ -35,7 +35,14 @@ from passionsr.calibration.fit import FitConfig, FitLog, FitStage, ParamGroup, e
 from passionsr.calibration.range_passes import init_let, init_ranges
 from passionsr.calibration.sub_models import SubModel, in_sequence, mse_to, parts_of, sub_quantizers
 from passionsr.methods import released
-from passionsr.methods.base import check_choices, option, quantized_copy
+from passionsr.methods.base import (
+    Count,
+    Steps,
+    StepSize,
+    check_options,
+    option,
+    quantized_copy,
+)
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig
 from passionsr.quantization.equivalent_transform import ChannelTransform, LearnedScale, ScaleInit
@@ -65,13 +72,19 @@ class PassionSR:
     let_scale_init: ScaleInit = option(  # noqa: RUF009 (a field)
         "ratio", "initial s: (max|x| / max|W|)^0.3, or SmoothQuant's formula, which the paper names"
     )
-    let_latent_size: int | None = option(
+    let_latent_size: Count | None = option(  # noqa: RUF009 (a field)
         None,
         "side of the latents that s_j of self-attention is made for; None keeps s_j = 1 (any size)",
     )
-    epochs: int = option(2, "passes over the calibration set per fit stage")
-    let_lr: float = option(1e-5, "Adam's step of log s and o, in lr_unit")
-    lbq_lr: float = option(1e-4, "Adam's step of a bound, in lr_unit")
+    epochs: Steps = option(  # noqa: RUF009 (a field)
+        2, "passes over the calibration set per fit stage"
+    )
+    let_lr: StepSize = option(  # noqa: RUF009 (a field)
+        1e-5, "Adam's step of log s and o, in lr_unit"
+    )
+    lbq_lr: StepSize = option(  # noqa: RUF009 (a field)
+        1e-4, "Adam's step of a bound, in lr_unit"
+    )
     lr_unit: LrUnit = option(  # noqa: RUF009 (a field)
         "width",
         "width: lbq_lr is a share of each range's width, let_lr is absolute; level: both count "
@@ -134,7 +147,7 @@ class PassionSR:
                 given = getattr(self, field.name)
                 if "official" in field.metadata and given == field.default:
                     object.__setattr__(self, field.name, field.metadata["official"])
-        check_choices(self)
+        check_options(self)
 
     # -- prepare ------------------------------------------------------------------------------
 

@@ -19,7 +19,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from passionsr.utils.files import UserError, read_json
+from passionsr.utils.files import UserError, read_hashes, read_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -185,7 +185,7 @@ def get_family(name: str) -> Family:
         )
     try:
         family = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError) as err:
+    except Exception as err:  # a foreign module can raise anything
         raise UserError(
             f"model family {name!r} cannot be imported ({err}); give module:OBJECT"
         ) from None
@@ -216,13 +216,15 @@ def family_of_file(name: str, given: Family | None, source: str | Path) -> Famil
 def family_of_folder(folder: str | Path, given: Family | None = None) -> Family:
     """The family of a model folder, see `family_of_file`; a folder that names none is OSEDiff's."""
     path = Path(folder) / FAMILY_FILE
-    name = read_json(path)["family"] if path.is_file() else DEFAULT_FAMILY
+    if not path.is_file():
+        return family_of_file(DEFAULT_FAMILY, given, path)
+    value = read_json(path)
+    name = value.get("family") if isinstance(value, dict) else None
+    if not isinstance(name, str):
+        raise UserError(f'{path}: expected {{"family": "<name>"}}, as passionsr writes it')
     return family_of_file(name, given, path)
 
 
 def read_manifest(folder: Path) -> dict[str, str]:
     """File of a model folder -> its sha256; UserError if there is no manifest, or another file."""
-    listed = read_json(folder / MANIFEST)
-    if not isinstance(listed, dict) or not all(isinstance(v, str) for v in listed.values()):
-        raise UserError(f"{folder / MANIFEST}: not the manifest of a model; make the folder again")
-    return listed
+    return read_hashes(folder / MANIFEST)

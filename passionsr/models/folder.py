@@ -11,6 +11,7 @@ from passionsr.models.family import (
     family_of_folder,
     read_manifest,
 )
+from passionsr.models.loading import reading_model
 from passionsr.models.one_step import OneStepSR
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
 from passionsr.utils.finite import check_finite
@@ -36,7 +37,9 @@ def load_model(folder: str | Path, family: Family | None = None) -> OneStepSR:
         )
     for name, digest in read_manifest(folder).items():
         check_sha256(folder / name, digest)
-    model = family_of_folder(folder, family).load(folder).eval().requires_grad_(False)
+    chosen = family_of_folder(folder, family)
+    with reading_model(f"{folder}: not a whole model of family {chosen.name}"):
+        model = chosen.load(folder).eval().requires_grad_(False)
     # Out of the memory-mapped file: kernels are chosen by alignment, so results would depend on it.
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = tensor.data.clone()

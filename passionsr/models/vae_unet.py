@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from passionsr.models.family import Family, SubModelSpec
+from passionsr.models.loading import reading_model
 from passionsr.utils.contents import wrong_content
 from passionsr.utils.files import UserError
 from passionsr.utils.foreign_files import is_foreign
@@ -140,14 +141,15 @@ class VaeUnetFamily(Family):
         except (SafetensorError, OSError):
             problem = wrong_content(folder / CONTEXT)
             raise UserError(f"{folder / CONTEXT}: {problem}; get the model folder again") from None
-        return self.build(
-            {
-                "alpha": self.alpha(),
-                "context_shape": shape,
-                "vae": AutoencoderKL.load_config(folder / "vae"),
-                "unet": UNet2DConditionModel.load_config(folder / "unet"),
-            }
-        )
+        with reading_model(f"{folder}: not a whole model of family {self.name}"):
+            return self.build(
+                {
+                    "alpha": self.alpha(),
+                    "context_shape": shape,
+                    "vae": AutoencoderKL.load_config(folder / "vae"),
+                    "unet": UNet2DConditionModel.load_config(folder / "unet"),
+                }
+            )
 
 
 def _plain_config(module: Any) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from passionsr.models.family import DEFAULT_FAMILY, Family, family_of_file
+from passionsr.models.loading import reading_model
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import MAP_SIZE, LayerConfig, QuantizedLayer
@@ -101,19 +102,35 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
     Raises UserError for a missing or damaged file, one of another format version, values that are
     not finite, or another or unknown family.
     """
+    folder = Path(folder)
+    scheme = _read_scheme(folder / SCHEME)
+    check_sha256(folder / WEIGHTS, scheme["sha256"])
+    chosen = family_of_file(scheme["family"], family, folder / SCHEME)
+    with reading_model(f"{folder}: {SCHEME} and {WEIGHTS} are not those of one model"):
+        return _rebuild(chosen, scheme, folder / WEIGHTS)
+
+
+def _read_scheme(path: Path) -> dict[str, Any]:
+    """The content of scheme.json; UserError for another file, or another version of it."""
+    scheme = read_json(path)
+    found = scheme.get("format") if isinstance(scheme, dict) else None
+    if found != FORMAT:
+        raise UserError(
+            f"{path}: format is {found}, expected {FORMAT}: an artifact of another version or "
+            "program; calibrate again"
+        )
+    whole = {"family": DEFAULT_FAMILY, **scheme}  # old artifacts name no family
+    for name, kind in (("layers", dict), ("attention", dict), ("sha256", str), ("family", str)):
+        if not isinstance(whole.get(name), kind):
+            raise UserError(f"{path}: {name} is missing or no {kind.__name__}; calibrate again")
+    return whole
+
+
+def _rebuild(family: Family, scheme: dict[str, Any], weights: Path) -> OneStepSR:
     from safetensors.torch import load_file
 
-    folder = Path(folder)
-    scheme = read_json(folder / SCHEME)
-    if scheme.get("format") != FORMAT:
-        raise UserError(
-            f"{folder / SCHEME}: format is {scheme.get('format')}, expected {FORMAT}; "
-            "calibrate again"
-        )
-    check_sha256(folder / WEIGHTS, scheme["sha256"])
-    named = scheme.get("family", DEFAULT_FAMILY)
     # On the meta device: there are no float weights, the file has all there is.
-    model = family_of_file(named, family, folder / SCHEME).build(scheme)
+    model = family.build(scheme)
     modules = dict(match_layers(model, "UV"))
     for name, config in scheme["layers"].items():
         parent, _, leaf = name.rpartition(".")
@@ -123,7 +140,7 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
     for name, config in scheme["attention"].items():
         attentions[name].set_processor(QuantizedAttention(_config(AttentionConfig, config)))
     freeze(model, empty=True)
-    state = {k: v.clone() for k, v in load_file(folder / WEIGHTS).items()}  # out of the mapped file
-    check_finite(state.items(), str(folder / WEIGHTS), "calibrate again")
+    state = {k: v.clone() for k, v in load_file(weights).items()}  # out of the mapped file
+    check_finite(state.items(), str(weights), "calibrate again")
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)

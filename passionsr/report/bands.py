@@ -17,6 +17,7 @@ to FP32 4.1, which is not granted).
 from __future__ import annotations
 
 import csv
+import html
 import io
 import math
 import re
@@ -27,7 +28,7 @@ from typing import NamedTuple
 from passionsr.metrics.registry import METRICS
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED, metric_header
 from passionsr.report.table_list import TABLES
-from passionsr.utils.files import UserError, write_text
+from passionsr.utils.files import UserError, read_rows, read_text, write_text
 
 COLUMNS = ("results", "table", "dataset", "bits", "method", "metric", "low", "high")
 
@@ -69,13 +70,21 @@ def _from_csv(folder: Path) -> Iterator[tuple[Key, float]]:
         path = folder / "tables" / f"{table}.csv"
         if not path.is_file():
             raise UserError(f"{path}: not found; give the results folder of a finished run")
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if row["source"] == MEASURED:
-                    for metric in METRICS:
-                        if row.get(metric):
-                            key = Key(table, row["dataset"], row["bits"], row["method"], metric)
-                            yield key, float(row[metric])
+        for line, row in read_rows(path, ("source", "dataset", "bits", "method"), more=True):
+            if row["source"] == MEASURED:
+                for metric in METRICS:
+                    if row.get(metric):
+                        key = Key(table, row["dataset"], row["bits"], row["method"], metric)
+                        yield key, _number(path, line, metric, row[metric])
+
+
+def _number(path: Path, line: int, column: str, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(
+            f"{path} line {line}: {column}: {text!r} given, expected a number"
+        ) from None
 
 
 def _from_markdown(text: str) -> Iterator[tuple[Key, float]]:
@@ -84,11 +93,16 @@ def _from_markdown(text: str) -> Iterator[tuple[Key, float]]:
     for table in _banded():
         block = re.search(rf"<!-- {table} -->\n(.*?)<!-- /{table} -->", text, re.S)
         for dataset, (head, *rows) in _measured_tables(block[1] if block else ""):
-            for bits, method, *cells in rows:
+            for row in rows:
+                if len(row) != len(head):
+                    problem = f"a row of {len(row)} cells, expected {len(head)}"
+                    raise UserError(f"{table}: {problem}: {row}")
+                bits, method, *cells = row
                 for title, cell in zip(head[2:], cells, strict=True):
-                    number = re.match(r"\**(-?[\d.]+)", cell)
+                    number = re.match(r"\**(-?\d+(?:\.\d+)?)", cell)
                     if title in metrics and number:
-                        yield Key(table, dataset, bits, method, metrics[title]), float(number[1])
+                        key = Key(table, dataset, bits, html.unescape(method), metrics[title])
+                        yield key, float(number[1])
 
 
 _TABLE = re.compile(r"(?:^\*(.+), (measured here|published)\*\n\n)?((?:^\|.*\n)+)", re.M)
@@ -100,7 +114,7 @@ def _measured_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
         lines = [line.strip("|").split("|") for line in match[3].splitlines()]
         cells = [[cell.strip() for cell in line] for line in lines]
         if match[2] != "published":
-            yield match[1] or EMBEDDED, cells[:1] + cells[2:]
+            yield html.unescape(match[1] or EMBEDDED), cells[:1] + cells[2:]
 
 
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
@@ -108,7 +122,7 @@ def measured(source: Path) -> tuple[str, dict[Key, float]]:
     if source.suffix == ".md":
         if not source.is_file():
             raise UserError(f"{source}: file not found")
-        return source.stem, dict(_from_markdown(source.read_text(encoding="utf-8")))
+        return source.stem, dict(_from_markdown(read_text(source)))
     return source.resolve().name, dict(_from_csv(source))
 
 
@@ -117,22 +131,18 @@ def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
     if not path.is_file():
         raise UserError(f"{path}: file not found; make it with `passionsr expect RESULTS`")
     bands: dict[str, dict[Key, tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream, delimiter="\t")
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(
-                f"{path}: columns must be {', '.join(COLUMNS)}; a file of an earlier version "
-                "has no dataset: make it again with `passionsr expect RESULTS`"
-            )
-        for number, row in enumerate(reader, 2):
-            try:
-                low, high = float(row["low"]), float(row["high"])
-            except (TypeError, ValueError):
-                raise UserError(f"{path}: line {number}: low and high must be numbers") from None
-            if not low < high:
-                raise UserError(f"{path}: line {number}: low must be below high")
-            key = Key(*(row[name] for name in Key._fields))
-            bands.setdefault(row["results"], {})[key] = (low, high)
+    rows = read_rows(path, ("results", *COLUMNS[-2:]), "\t", more=True)
+    if any(set(row) != set(COLUMNS) for _, row in rows[:1]):
+        raise UserError(
+            f"{path}: columns must be {', '.join(COLUMNS)}; a file of an earlier version has no "
+            "dataset: make it again with `passionsr expect RESULTS`"
+        )
+    for number, row in rows:
+        low, high = (_number(path, number, end, row[end]) for end in ("low", "high"))
+        if not low < high:
+            raise UserError(f"{path} line {number}: low must be below high")
+        key = Key(*(row[name] for name in Key._fields))
+        bands.setdefault(row["results"], {})[key] = (low, high)
     return bands
 
 

@@ -5,7 +5,6 @@ And whether it is right: the mean of the scores must be the cell.
 
 from __future__ import annotations
 
-import csv
 import math
 from pathlib import Path
 
@@ -15,7 +14,7 @@ from passionsr.benchmark.records import check_run, read_record
 from passionsr.metrics.registry import missing_note
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED
 from passionsr.report.table_list import TABLES, TableSpec
-from passionsr.utils.files import UserError, sha256_file
+from passionsr.utils.files import UserError, read_rows, sha256_file
 
 REFERENCES = {FP32: "FP32", BICUBIC: "Bicubic"}
 
@@ -28,11 +27,17 @@ def explained_table(table: Path) -> TableSpec:
     return known[table.name]
 
 
-def _read_csv(path: Path) -> list[dict[str, str]]:
+def _read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
     if not path.is_file():
         raise UserError(f"{path}: not found; run the workflow first, or `dvc pull`")
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
+    return [row for _, row in read_rows(path, columns, more=True)]
+
+
+def _number(path: Path, text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        raise UserError(f"{path}: {text!r} given, expected a number") from None
 
 
 def _external(config: Config) -> dict[str, ExternalOutputs]:
@@ -56,7 +61,7 @@ def table_rows(config: Config, table: Path, dataset: str | None = None) -> dict[
             key = config.entries[run.method].title, run.scheme
             names.setdefault(key, (f"{run.method}-{run.scheme}", []))[1].append(run.run_id)
     rows: dict[str, dict[str, Row]] = {}
-    for line in _read_csv(table):
+    for line in _read_csv(table, "source", "dataset", "bits", "method"):
         key = line["method"], line["bits"]
         if line["source"] == MEASURED and key in names:
             name, run_ids = names[key]
@@ -97,12 +102,13 @@ def _scores(
     """A run's scores of one metric on one dataset, and what is said about the run."""
     path = scores_file(config, run_id, metric)
     named = bool(config.datasets)  # the one embedded test set has another name in tables
-    rows = [row for row in _read_csv(path) if not named or row["dataset"] == dataset]
+    rows = _read_csv(path, "dataset", "image", "value")
+    rows = [row for row in rows if not named or row["dataset"] == dataset]
     if run_id in _external(config):  # they cover images that no run was tested on
-        reference = _read_csv(scores_file(config, FP32, metric))
+        reference = _read_csv(scores_file(config, FP32, metric), "dataset", "image")
         tested = {row["image"] for row in reference if row["dataset"] == dataset}
         rows = [row for row in rows if row["image"] in tested]
-    values = [float(row["value"]) for row in rows if row["value"]]
+    values = [_number(path, row["value"]) for row in rows if row["value"]]
     absent = [row.get("reason") or "no reason is recorded" for row in rows if not row["value"]]
     mean = f"mean {sum(values) / len(values)!r} of {len(values)} images" if values else "n/a"
     text = [f"{run_id}: {mean}", f"  scores sha256   {sha256_file(path)}  {path}"]
@@ -135,7 +141,7 @@ def explain(config: Config, table: Path, row: str, column: str, dataset: str | N
         scores, lines = _scores(config, run_id, column, line["dataset"])
         values += scores
         text += lines
-    cell = float(line[column]) if line[column] else math.nan
+    cell = _number(table, line[column]) if line[column] else math.nan
     mean = sum(values) / len(values) if values else math.nan
     # The table's mean adds in another order: equal to a few units in the last place, far below any
     # printed digit.

@@ -40,6 +40,12 @@ def save(figure: plt.Figure, path: Path) -> None:
     plt.close(figure)
 
 
+def drawn(text: str) -> str:
+    """Text for matplotlib, which reads formulas between dollars and hides a label after _."""
+    text = text.replace("$", r"\$")
+    return f" {text}" if text.startswith("_") else text
+
+
 def zoom_box(hr: np.ndarray, size: int = ZOOM) -> tuple[int, int]:
     """(y, x) of the box with the strongest gradients, on a grid of half boxes."""
     grey = hr.astype(np.float32).mean(2)
@@ -68,7 +74,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
     Images have their dataset before their name where there are several; runs say their seed where
     it is not the same.
     """
-    titles = [config.entries[run.method].title for run in runs]
+    titles = [drawn(config.entries[run.method].title) for run in runs]
     if len({run.seed for run in runs}) > 1:
         titles = [f"{t}, seed {run.seed}" for t, run in zip(titles, runs, strict=True)]
     columns = ["HR", "LR", "FP32", *titles]
@@ -97,7 +103,7 @@ def crops_figure(config: Config, pairs: Sequence[ImagePair], runs: Sequence[Run]
                 spine.set_edgecolor("yellow")
             if index == 0:
                 whole.set_title(columns[column], fontsize=9)
-        axes[2 * index][0].set_ylabel(pair.name if several else pair.image, fontsize=8)
+        axes[2 * index][0].set_ylabel(drawn(pair.name if several else pair.image), fontsize=8)
     figure.subplots_adjust(wspace=0.03, hspace=0.03)
     return figure
 
@@ -139,13 +145,13 @@ def loss_figure(data: pd.DataFrame) -> plt.Figure:
             axis = axes[row][column]
             for name, line in data[(data.part == part) & (data.phase == phase)].groupby("run"):
                 smooth = line.loss.rolling(5, min_periods=1).mean()
-                axis.plot(line.step, smooth, label=name, color=colours[name], lw=1.2)
+                axis.plot(line.step, smooth, label=drawn(name), color=colours[name], lw=1.2)
             axis.set_title(f"{part}: {phase}", fontsize=9)
             if axis.lines:
                 axis.set_yscale("log")
             axis.set_xlabel("step")
             axis.set_ylabel("loss")
-    handles = [plt.Line2D([], [], color=c, label=n) for n, c in colours.items()]
+    handles = [plt.Line2D([], [], color=c, label=drawn(n)) for n, c in colours.items()]
     figure.legend(handles=handles, loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=7)
     figure.tight_layout()
     return figure
@@ -218,8 +224,8 @@ def sweep_figure(data: pd.DataFrame) -> plt.Figure:
             chosen = data[(data.dataset == dataset) & (data.metric == metric)]
             for method, line in chosen.groupby("method", sort=False):
                 line = line.groupby("scheme").mean(numeric_only=True).sort_values("size")
-                colour = colours[method]
-                axis.plot(line["size"], line["value"], "o-", ms=4, label=method, color=colour)
+                label, colour = drawn(method), colours[method]
+                axis.plot(line["size"], line["value"], "o-", ms=4, label=label, color=colour)
             for scheme, point in chosen.groupby("scheme")["size"].mean().items():
                 axis.axvline(point, color="0.85", lw=0.8, zorder=0)
                 axis.annotate(

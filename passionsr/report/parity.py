@@ -9,6 +9,7 @@ import pandas as pd
 from tabulate import tabulate
 
 from passionsr.metrics.registry import METRICS
+from passionsr.report.frames import read_frame
 from passionsr.utils.files import UserError
 
 
@@ -23,9 +24,7 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
 
     Raises UserError for a malformed file or one about other images.
     """
-    log = pd.read_csv(published)
-    if "image" not in log.columns:
-        raise UserError(f"{published}: expected a column image and one per metric")
+    log = read_frame(published, ("image",), METRICS)
     log = log.assign(image=log.image.str.removesuffix(".png")).set_index("image")
     mine = ours.pivot_table("value", "image", "metric", dropna=False)
     if set(log.index) != set(mine.index):

@@ -13,6 +13,7 @@ from passionsr.benchmark.paths import record_file, run_folder
 from passionsr.benchmark.records import read_record
 from passionsr.benchmark.timing import read_time
 from passionsr.models.family import get_family
+from passionsr.report.rendering import markdown_escape
 from passionsr.utils.files import write_text
 
 
@@ -110,9 +111,10 @@ def write_proof(config: Config) -> Sequence[Run]:
     made = [read_record(config, run.run_id) for run in finished]
     devices = sorted({f"{config.device} ({m.device}), {m.threads} thread(s)" for m in made})
     absent = f"Not run: {', '.join(run.run_id for run in missing)}.\n\n" if missing else ""
+    name = markdown_escape(config.name)
     write_text(
         stem.with_suffix(".md"),
-        f"**Full-size proof ({config.name})**, on {'; '.join(devices)}; one process per job.\n\n"
+        f"**Full-size proof ({name})**, on {'; '.join(devices)}; one process per job.\n\n"
         f"{counts}\n\n{absent}"
         "Part by part (`- unet.let` is a training step within `quantize`):\n\n"
         f"{parts}\n",

@@ -9,8 +9,10 @@ from typing import Any
 import pandas as pd
 
 from passionsr.benchmark.config import Config, ExternalOutputs
+from passionsr.metrics.registry import METRICS
+from passionsr.report.frames import read_frame
 from passionsr.report.parity import compare, to_markdown
-from passionsr.report.rendering import PublishedBlock
+from passionsr.report.rendering import PublishedBlock, markdown_escape
 from passionsr.report.scores import read_scores
 from passionsr.report.statistics import mark_best
 from passionsr.report.table_list import ANOTHER_MODEL, TABLE2, Column, Published, TableSpec
@@ -48,8 +50,9 @@ def marked(file: Path, metrics: Sequence[str], cost: Sequence[Column] = ()) -> p
     Columns dataset, bits, method, the cost columns, the metrics of the file among `metrics`, best.
     Raises UserError if columns are missing.
     """
-    with file.open(encoding="utf-8") as stream:
-        frame = pd.read_csv(stream, comment="#")
+    frame = read_frame(
+        file, ("dataset", "bits", "method"), (*METRICS, *(c.name for c in cost)), True
+    )
     common = [m for m in metrics if m in frame.columns]
     extra = [c.name for c in cost]
     missing = {"dataset", "bits", "method", *extra} - set(frame.columns)
@@ -102,7 +105,8 @@ def write_parity(config: Config, folder: Path) -> None:
     table2 = published_rows(TABLE2, config.metrics)
     frames, markdown = [], []
     for outputs in config.external_outputs:
-        markdown += [f"**Metric parity ({config.name}): {outputs.title}, {outputs.dataset}**", ""]
+        names = (config.name, outputs.title, outputs.dataset)
+        markdown += ["**Metric parity ({}): {}, {}**".format(*map(markdown_escape, names)), ""]
         if outputs.published is None or not outputs.published.is_file():
             markdown += [f"No published scores to compare with ({outputs.published}).", ""]
             continue

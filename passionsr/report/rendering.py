@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,18 @@ def tex_escape(text: str) -> str:
     return "".join((LATEX_ESCAPE_RULES | symbols).get(c, c) for c in text)
 
 
+def markdown_escape(text: str) -> str:
+    """Text for Markdown, also in a table: what has a meaning there becomes an HTML entity.
+
+    An underscore inside a word has none.
+
+    >>> markdown_escape("a_b | *c*")
+    'a_b &#124; &#42;c&#42;'
+    """
+    special = r"[\\`*|\[\]~$<>&]|(?<![^\W_])_|_(?![^\W_])"
+    return re.sub(special, lambda match: f"&#{ord(match[0])};", text)
+
+
 @dataclass(frozen=True)
 class Style:
     """How cells are written.
@@ -44,7 +57,7 @@ class Style:
     footnote: str = " ({})"
 
 
-MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>")
+MARKDOWN = Style("**{}**", "<br><sub>{} .. {}</sub>", markdown_escape)
 TEX = Style(r"\textbf{{{}}}", r" [{}, {}]", tex_escape, footnote=r"\textsuperscript{{{}}}")
 
 
@@ -172,12 +185,12 @@ def with_published(
 def _markdown(
     spec: TableSpec, config: Config, table: pd.DataFrame, published: PublishedBlock
 ) -> str:
-    lines = [f"**{spec.title.format(name=config.name)}**", ""]
+    lines = [f"**{spec.title.format(name=markdown_escape(config.name))}**", ""]
     head = headers(config.metrics, spec.cost)
     footnotes = Footnotes()
     for dataset, part in table.groupby("dataset", sort=False):
         if dataset != EMBEDDED:
-            lines += [f"*{dataset}, measured here*", ""]
+            lines += [f"*{markdown_escape(str(dataset))}, measured here*", ""]
         rows = format_rows(part, config.metrics, MARKDOWN, spec.cost, spec.sign, footnotes)
         lines += [tabulate(rows, head, "pipe", disable_numparse=True), ""]
     lines.append(spec.said("below", most_seeds(table)))
@@ -186,7 +199,7 @@ def _markdown(
     if published.note:
         lines += ["", published.note]
     for dataset, head, rows in _published_tables(spec, config, published, MARKDOWN):
-        lines += ["", f"*{dataset}, published*", ""]
+        lines += ["", f"*{markdown_escape(dataset)}, published*", ""]
         lines += [tabulate(rows, head, "pipe", disable_numparse=True)]
     return "\n".join(lines) + "\n"
 

@@ -10,6 +10,9 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.paths import scores_files
 from passionsr.benchmark.records import read_record
 from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, missing_note
+from passionsr.report.frames import read_frame
+
+SCORES = ("run_id", "method", "scheme", "scope", "dataset", "image", "metric", "value")
 
 
 def load_scores(config: Config) -> pd.DataFrame:
@@ -31,7 +34,8 @@ def load_scores(config: Config) -> pd.DataFrame:
 
 def read_scores(config: Config, run_id: str) -> pd.DataFrame:
     """The score rows of one run: of every metric of the configuration, image by image."""
-    frames = [pd.read_csv(path, dtype={"reason": str}) for path in scores_files(config, run_id)]
+    files = scores_files(config, run_id)
+    frames = [read_frame(path, SCORES, ("value",)) for path in files]
     return pd.concat(frames, ignore_index=True)
 
 

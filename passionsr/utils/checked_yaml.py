@@ -1,4 +1,4 @@
-"""YAML files checked by pydantic models; every mistake becomes part of one clear line.
+"""YAML files and tables checked by pydantic models; every mistake becomes part of one clear line.
 
 A model is the only definition of a file: its fields give the checks, and its JSON schema gives the
 words of the error messages, the schema for editors and the tables of the reference page.
@@ -6,26 +6,25 @@ words of the error messages, the schema for editors and the tables of the refere
 
 from __future__ import annotations
 
-import contextlib
+import dataclasses
 import difflib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeVar
+from typing import Any, TypeVar
 
-import yaml
 from pydantic import (
     BaseModel,
     ConfigDict,
     Discriminator,
-    Field,
     GetCoreSchemaHandler,
     TypeAdapter,
     ValidationError,
 )
 from pydantic_core import CoreSchema, core_schema
 
-from passionsr.utils.files import UserError
+from passionsr.utils.files import UserError, read_rows
+from passionsr.utils.yaml_files import Document, key_path
 
 T = TypeVar("T")
 Schema = Mapping[str, Any]  # a JSON schema, or a part of one
@@ -41,7 +40,7 @@ STRICT = ConfigDict(
 _GIVEN_LENGTH = 60  # characters of a value that a message quotes
 _MISTAKES = 8  # that one message names
 _UNKNOWN_KEY = ("extra_forbidden", "unexpected_keyword_argument")
-_TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null", "number": "a number"}
+_TYPE_WORDS = {"string": "text", "boolean": "true or false", "null": "null"}
 
 
 class StrictModel(BaseModel):
@@ -66,16 +65,6 @@ class OneOf:
         return core_schema.literal_schema(self.names)
 
 
-# A name that becomes part of file names.
-Name = Annotated[
-    str,
-    Field(
-        pattern="^[A-Za-z0-9_-]+$",
-        json_schema_extra={"expected": "a name of letters, digits, _ and -"},
-    ),
-]
-
-
 def _json_type(value: object) -> str | None:
     names: dict[type, str] = {str: "string", list: "array", dict: "object"}
     return names.get(type(value))
@@ -86,72 +75,67 @@ def _json_type(value: object) -> str | None:
 BY_JSON_TYPE = Discriminator(_json_type)
 
 
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses a key given twice, where it would keep the last; dates are text."""
-
-    yaml_implicit_resolvers = {  # noqa: RUF012  (PyYAML's own class attribute)
-        first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
-    }
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
-        for index, key in enumerate(keys):
-            if key in keys[:index] and key != "<<":
-                line = node.start_mark.line + 1
-                raise UserError(f"key {key!r} is given twice in the mapping of line {line}")
-        return super().construct_mapping(node, deep)
-
-
-def read_yaml(path: Path) -> Any:
-    """The content of a YAML file; UserError for a missing or malformed file or a repeated key."""
-    try:
-        return yaml.load(path.read_text(encoding="utf-8"), _Loader)
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
-    except IsADirectoryError:
-        raise UserError(f"{path}: is a folder, expected a YAML file") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: not a text file in UTF-8") from None
-    except yaml.MarkedYAMLError as err:
-        mark = err.problem_mark
-        place = f"line {mark.line + 1}, column {mark.column + 1}: " if mark else ""
-        raise UserError(f"{path}: not valid YAML ({place}{err.problem})") from None
-    except yaml.YAMLError as err:  # of the reader: a character that YAML does not allow
-        raise UserError(f"{path}: not valid YAML ({str(err).splitlines()[0]})") from None
-    except UserError as err:
-        raise UserError(f"{path}: {err}") from None
-
-
-def read_checked(
-    kind: type[T], path: Path, value: Any, renamed: Mapping[str, str] | None = None
-) -> T:
+def read_checked(kind: type[T], document: Document, renamed: Mapping[str, str] | None = None) -> T:
     """What a file says, as an instance of a pydantic model or another type.
 
-    kind: the type. value: from `read_yaml(path)`. renamed: old names of top-level keys -> new.
-    Raises UserError, one line for all mistakes: file, key, what was given, what was expected.
+    kind: the type. document: of `read_yaml`. renamed: old names of top-level keys -> new.
+    Raises UserError, one line for all mistakes: file, line, key, what was given, what was expected.
     """
     adapter = TypeAdapter(kind)
     try:
         # Checked as JSON: strict about types, but a list may become a tuple.
-        return adapter.validate_json(json.dumps(value, default=_not_json))
+        return adapter.validate_json(json.dumps(document.value, default=_not_json))
     except UserError as err:  # of _not_json
-        raise UserError(f"{path}: {err}") from None
+        raise UserError(f"{document.path}: {err}") from None
     except ValidationError as err:
         schema = adapter.json_schema()
-        lines = [_line(e, schema, renamed or {}) for e in _innermost(err.errors(include_url=False))]
-        if len(lines) > _MISTAKES:  # perhaps another kind of file
-            lines = [*lines[:_MISTAKES], f"and {len(lines) - _MISTAKES} more mistakes"]
-        raise UserError(f"{path}: {'; '.join(lines)}") from None
+        lines = []
+        for error in _innermost(err.errors(include_url=False)):
+            line = document.line(_keys_in(document.value, error["loc"]))
+            lines.append((line, _line(error, schema, renamed or {})))
+        more = [f"and {len(lines) - _MISTAKES} more mistakes"] if len(lines) > _MISTAKES else []
+        (first, text), *others = lines[:_MISTAKES]  # more: perhaps another kind of file
+        place = f"{document.path} line {first}" if first else str(document.path)
+        rest = [f"line {line}: {text}" if line else text for line, text in others]
+        raise UserError("; ".join([f"{place}: {text}", *rest, *more])) from None
 
 
-@contextlib.contextmanager
-def located(place: object) -> Iterator[None]:
-    """Put the file or the key before the message of a UserError that is raised inside."""
+def read_table(kind: type[T], path: str | Path, delimiter: str = "\t") -> list[tuple[int, T]]:
+    """(line, row) of every row of a tab-separated file or, with ",", of a CSV file.
+
+    kind: a dataclass; its fields are the columns and what may stand in them.
+    Raises UserError naming file, line and column; see `read_rows`, too.
+    """
+    adapter = TypeAdapter(kind)
+    columns = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
+    rows = []
+    for line, row in read_rows(path, columns, delimiter):
+        try:
+            rows.append((line, adapter.validate_python(row)))
+        except ValidationError as err:
+            schema = adapter.json_schema()
+            texts = [_line(e, schema, {}) for e in err.errors(include_url=False)]
+            raise UserError(f"{path} line {line}: {'; '.join(texts)}") from None
+    return rows
+
+
+def mistake(hint: Any, value: object) -> str | None:
+    """What is wrong with a value of a type, in words; None if nothing is.
+
+    Nothing is converted: 1 is no truth value, but an integer may stand for a real number, if it is
+    finite.
+
+    >>> mistake(Annotated[int, Field(ge=1)], 0)
+    '0 given, expected an integer of at least 1'
+    """
+    config = ConfigDict(strict=True, allow_inf_nan=False, arbitrary_types_allowed=True)
+    adapter = TypeAdapter(hint, config=config)
     try:
-        yield
-    except UserError as err:
-        raise UserError(f"{place}: {err}") from None
+        adapter.validate_python(value)
+    except ValidationError:
+        schema = adapter.json_schema()
+        return f"{_shown(value)} given, expected {expected(schema, schema, value)}"
+    return None
 
 
 def closest_first(given: str, known: Iterable[str]) -> list[str]:
@@ -161,7 +145,8 @@ def closest_first(given: str, known: Iterable[str]) -> list[str]:
     ['threads', 'name', 'model']
     """
     names = list(known)
-    close = difflib.get_close_matches(given, names)
+    alike = difflib.get_close_matches(given.casefold(), [name.casefold() for name in names])
+    close = [name for form in dict.fromkeys(alike) for name in names if name.casefold() == form]
     return [*close, *(name for name in names if name not in close)]
 
 
@@ -196,8 +181,8 @@ def expected(node: Schema, root: Schema, given: object = None) -> str:
         if isinstance(given, str):
             names = closest_first(given, names)
         return f"one of {', '.join(names)}" if len(names) > 1 else names[0]
-    if node.get("type") == "integer":
-        return "an integer" + (f" of at least {node['minimum']}" if "minimum" in node else "")
+    if node.get("type") in ("integer", "number"):
+        return _number_words(node)
     if node.get("type") == "array":
         least = node.get("minItems")
         entries = f" of at least {least} {'entry' if least == 1 else 'entries'}" if least else ""
@@ -206,6 +191,18 @@ def expected(node: Schema, root: Schema, given: object = None) -> str:
         keys = ", ".join(node.get("properties", {}))
         return f"a mapping with the keys {keys}" if keys else "a mapping"
     return _TYPE_WORDS.get(node.get("type", ""), "any value")
+
+
+def _number_words(node: Schema) -> str:
+    """What a schema of numbers accepts."""
+    kind = "an integer" if node["type"] == "integer" else "a number"
+    low, high = node.get("minimum"), node.get("maximum")
+    if low is not None and high is not None:
+        return f"{kind} from {low} to {high}"
+    words = {"minimum": "of at least", "maximum": "of at most", "exclusiveMinimum": "above",
+             "exclusiveMaximum": "below"}  # fmt: skip
+    limits = [f"{text} {node[key]}" for key, text in words.items() if key in node]
+    return " ".join([kind, " and ".join(limits)]).rstrip()
 
 
 def entry_schema(node: Schema, step: str | int) -> Schema | None:
@@ -225,13 +222,26 @@ def _not_json(value: object) -> Any:
 
 
 def _shown(value: object) -> str:
-    text = json.dumps(value, ensure_ascii=False)
+    text = json.dumps(value, ensure_ascii=False, default=repr)
     return text if len(text) <= _GIVEN_LENGTH else f"{text[: _GIVEN_LENGTH - 3]}..."
+
+
+def _keys_in(value: object, location: Sequence[str | int]) -> list[str | int]:
+    """The keys of a pydantic location, less the steps that name the member of a union."""
+    keys: list[str | int] = []
+    for step in location:
+        inside: Any = range(len(value)) if isinstance(value, list) else value
+        if isinstance(inside, dict | range) and step in inside:
+            container: Any = value
+            value = container[step]
+            keys.append(step)
+    return keys
 
 
 def _place(location: Sequence[str | int], root: Schema) -> tuple[str, Schema]:
     """(key path such as runs[0].seeds, schema there) of a pydantic error's location."""
-    text, node, outer = "", root, root
+    keys: list[str | int] = []
+    node, outer = root, root
     for step in location:
         members = alternatives(node, root)
         if step == "[key]":  # the key itself is wrong
@@ -243,8 +253,8 @@ def _place(location: Sequence[str | int], root: Schema) -> tuple[str, Schema]:
             node, outer = next(
                 ((found, m) for m in members if (found := entry_schema(m, step))), ({}, node)
             )
-            text += f"[{step}]" if isinstance(step, int) else f".{step}" if text else str(step)
-    return text or "top level", node
+            keys.append(step)
+    return key_path(keys), node
 
 
 def _innermost(errors: Sequence[Any]) -> Iterator[Any]:
@@ -259,6 +269,8 @@ def _innermost(errors: Sequence[Any]) -> Iterator[Any]:
 def _line(error: Mapping[str, Any], root: Schema, renamed: Mapping[str, str]) -> str:
     """One pydantic error in the words of this project."""
     kind = error["type"]
+    if kind == "json_invalid":  # such as half of a surrogate pair in a text
+        return f"top level: {error['msg']}"
     *parents, last = error["loc"] or ("",)
     place, node = _place(error["loc"], root)
     if kind in _UNKNOWN_KEY:

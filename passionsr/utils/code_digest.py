@@ -17,7 +17,7 @@ PACKAGE = Path(__file__).resolve().parents[1]  # the folder passionsr/
 
 
 @functools.cache
-def _file_of(module: str) -> Path | None:
+def file_of(module: str) -> Path | None:
     """The source of a module: of this package beside this file, of others where Python finds them.
 
     None for a namespace.
@@ -35,7 +35,8 @@ def _file_of(module: str) -> Path | None:
 
 
 @functools.cache
-def _parsed(path: Path) -> ast.Module:
+def parsed(path: Path) -> ast.Module:
+    """The syntax tree of a source; do not change it."""
     return ast.parse(path.read_bytes())
 
 
@@ -44,10 +45,10 @@ def _imports(module: str) -> Iterator[str]:
 
     Of `from a import b` both a and a.b, if it is a module.
     """
-    path = _file_of(module)
+    path = file_of(module)
     if path is None:
         return
-    for node in ast.walk(_parsed(path)):
+    for node in ast.walk(parsed(path)):
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
@@ -69,7 +70,7 @@ def sources(modules: Iterable[str], leave_out: Collection[str] = ()) -> dict[str
         name = waiting.pop()
         if name in found or name in leave_out or name.split(".")[0] not in packages:
             continue
-        path = _file_of(name)
+        path = file_of(name)
         if path is not None:
             found[name] = path
             waiting += _imports(name)
@@ -79,7 +80,7 @@ def sources(modules: Iterable[str], leave_out: Collection[str] = ()) -> dict[str
 @functools.cache
 def _digest_of_file(path: Path) -> str:
     """Of the syntax tree without docstrings."""
-    tree = _parsed(path)
+    tree = parsed(path)
     for node in ast.walk(tree):
         if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)):
             first = node.body[0] if node.body else None

@@ -209,7 +209,7 @@ REFUSED = [
     (
         "a negative learning rate",
         lambda folder: rate(folder, "passionsr.baselines.lsq:LSQ", act_lr=-1.0),
-        "encoder.steps: the learning rate is -1.0; give one from 0 to 1e+30",
+        "passionsr.baselines.lsq:LSQ: option act_lr: -1.0 given, expected a number of at least 0",
     ),
     (
         "NaN in a pixel",

@@ -10,6 +10,7 @@ from pathlib import Path
 import jsonschema
 import pytest
 import yaml
+from yaml_lines import LINE, without_lines
 
 from passionsr.benchmark import config as module
 from passionsr.benchmark.config import Run, load_budget, load_config, load_methods
@@ -152,6 +153,10 @@ def test_runs_are_products_without_repetition(load):
 # -- mistakes ------------------------------------------------------------------------------------
 
 
+NAME = "expected a name of at most 64 letters, digits, _ and -, not beginning with -"
+TEXT = "text in one line"
+
+
 def block(**changes):
     changed = {**BLOCK, **changes}
     return [{key: value for key, value in changed.items() if value is not ...}]
@@ -169,7 +174,7 @@ MISTAKES = [
     ({"thread": 1}, f"thread: unknown key; known: {known_keys('threads')}"),
     ({"lean": True}, "lean: this key is now called low_memory"),
     ({"given": []}, "given: this key is now called external_outputs"),
-    ({"model": ...}, "model: missing, expected text"),
+    ({"model": ...}, f"model: missing, expected {TEXT}"),
     ({"batch_size": ...}, f"batch_size: missing, {INTEGER}"),
     ({"batch_size": 0}, f"batch_size: 0 given, {INTEGER}"),
     ({"batch_size": "4"}, f'batch_size: "4" given, {INTEGER}'),
@@ -177,19 +182,21 @@ MISTAKES = [
     ({"batch_size": True}, f"batch_size: true given, {INTEGER}"),
     ({"batch_size": None}, f"batch_size: null given, {INTEGER}"),
     ({"batch_size": 0, "threads": 0},
-     f"batch_size: 0 given, {INTEGER}; threads: 0 given, {INTEGER}"),
-    ({"name": "../x"}, 'name: "../x" given, expected a name of letters, digits, _ and -'),
-    ({"name": 12}, "name: 12 given, expected a name of letters, digits, _ and -"),
-    ({"model": ["tiny"]}, 'model: ["tiny"] given, expected text'),
+     f"batch_size: 0 given, {INTEGER}; threads: 0 given, expected an integer from 1 "
+     "to 1024"),
+    ({"name": "../x"}, f'name: "../x" given, {NAME}'),
+    ({"name": 12}, f"name: 12 given, {NAME}"),
+    ({"model": ["tiny"]}, f'model: ["tiny"] given, expected {TEXT}'),
     ({"runs": []}, f"runs: [] given, expected a list of at least 1 entry, each {RUN_KEYS}"),
     ({"runs": {}}, f"runs: {{}} given, expected a list of at least 1 entry, each {RUN_KEYS}"),
     ({"runs": ["minmax"]}, f'runs[0]: "minmax" given, expected {RUN_KEYS}'),
     ({"runs": block(seeds=...)},
-     "runs[0].seeds: missing, expected a list of at least 1 entry, each an integer of at least 0"),
+     "runs[0].seeds: missing, expected a list of at least 1 entry, each an integer from 0 to "
+     "9223372036854775807"),
     ({"runs": block(seed=0)},
      "runs[0].seed: unknown key; known: seeds, methods, schemes, scopes"),
     ({"runs": [*block(), *block(seeds=[0, -1])]},
-     "runs[1].seeds[1]: -1 given, expected an integer of at least 0"),
+     "runs[1].seeds[1]: -1 given, expected an integer from 0 to 9223372036854775807"),
     ({"runs": block(scopes=["V"])}, 'runs[0].scopes[0]: "V" given, expected one of UV, U'),
     ({"runs": block(schemes=["8bit"])},
      'runs[0].schemes[0]: "8bit" given, expected W<bits>A<bits>, such as W6A6'),
@@ -222,16 +229,16 @@ MISTAKES = [
      "calibration: [] given, expected the path of a data list or a mapping with the keys list, "
      "photos"),
     ({"external_outputs": [{"name": "x", "dataset": "d"}]},
-     "external_outputs[0].folder: missing, expected text"),
+     f"external_outputs[0].folder: missing, expected {TEXT}"),
 ]  # fmt: skip
 # What only the program can know.
 OTHER_MISTAKES = [
     ({"runs": block(schemes=["W0A8"])},
      "runs[0].schemes[0]: scheme 'W0A8': bit width 0 is not supported: give 2 to 16 bits"),
     ({"runs": block(methods=["trayned"])},
-     "runs[0].methods: method 'trayned' is unknown; known: trained, trained_off, plain"),
+     "runs[0].methods[0]: method 'trayned' is unknown; known: trained, trained_off, plain"),
     ({"methods": "none.yaml"}, "methods: none.yaml: file not found"),
-    ({"methods": "config"}, "methods: config: is a folder, expected a YAML file"),
+    ({"methods": "config"}, "methods: config: is a folder, expected a file"),
     ({"budget": {"Trained": {}}},
      "budget.Trained: class 'Trained': give module:Class, such as passionsr.baselines.lsq:LSQ"),
     ({"inference": {"latent_tile": 32, "latent_overlap": 32}},
@@ -247,7 +254,8 @@ def message_of(load, changes):
 
 @pytest.mark.parametrize(("changes", "message"), MISTAKES + OTHER_MISTAKES)
 def test_a_mistake_is_one_clear_line(load, tmp_path, changes, message):
-    assert message_of(load, changes) == f"{tmp_path}/c.yaml: {message}"
+    given = message_of(load, changes)
+    assert without_lines(given, tmp_path / "c.yaml") == f"{tmp_path}/c.yaml: {message}"
 
 
 @pytest.mark.parametrize("changes", [changes for changes, _ in MISTAKES])
@@ -260,14 +268,14 @@ def test_editors_see_the_same_mistakes(changes):
 
 def test_an_unknown_metric_names_what_is_like_it_first(load):
     message = message_of(load, {"metrics": ["psnr", "disst"]})
-    assert 'metrics[1]: "disst" given, expected one of dists, ' in message
+    assert 'c.yaml line 17: metrics[1]: "disst" given, expected one of dists, ' in message
     assert set(message.rpartition("one of ")[2].split(", ")) == set(METRICS)
 
 
 def test_an_unknown_budget_names_the_file(load, tmp_path):
     assert message_of(load, {"budget": "shrt"}) == (
-        f"{tmp_path}/c.yaml: budget: budget 'shrt' is unknown; {tmp_path}/budgets.yaml has "
-        "short, default"
+        f"{tmp_path}/c.yaml line 18: budget: budget 'shrt' is unknown; {tmp_path}/budgets.yaml "
+        "has short, default"
     )
 
 
@@ -282,15 +290,27 @@ def test_an_unknown_budget_names_the_file(load, tmp_path):
          'x.ablation: "part" given, expected one of parts, released or null'),
         ("x: {class: 'a:B', ablation: true}",
          "x.ablation: true given, expected one of parts, released or null"),
-        ("x: {class: 'a:B', title: 3}", "x.title: 3 given, expected text or null"),
+        ("x: {class: 'a:B', title: 3}", f"x.title: 3 given, expected {TEXT} or null"),
         ("x: {class: 'a:B', options: [a]}", 'x.options: ["a"] given, expected a mapping'),
         ("x: a:B", 'x: "a:B" given, expected a mapping with the keys class, title, options, '
          "ablation"),
         ("a b: {class: 'a:B'}",
-         'a b: "a b" given, expected a name of letters, digits, _ and -'),
+         f'a b: "a b" given, {NAME}'),
         ("", "top level: null given, expected a mapping"),
-        ("x: {class: 'a:B'}\nx: {class: 'a:C'}",
-         "key 'x' is given twice in the mapping of line 1"),
+        ("x: {class: 'a:B'}\nx: {class: 'a:C'}", "key 'x' is given twice, first in line 1"),
+        ("x: {class: 'a:B'}\nX: {class: 'a:C'}",
+         "X: two rows of the tables are called x and X, which is one file name on Windows and "
+         "macOS: give one another name"),
+        ("fp32: {class: 'a:B'}",
+         "fp32: this is the name of a row that is not quantized; give another"),
+        ("x: {class: 'a:B', title: \"a\\nb\"}",
+         f'x.title: "a\\nb" given, expected {TEXT} or null'),
+        ("x: {class: 'a:B', title: ''}", f'x.title: "" given, expected {TEXT} or null'),
+        ("nul: {class: 'a:B'}", "nul: nul is no file name on Windows: give another name"),
+        ("-x: {class: 'a:B'}", f'-x: "-x" given, {NAME}'),
+        ("no: {class: 'a:B'}", "key no is read as bool, expected text: put it in quotes"),
+        ("a: {class: 'a:B', options: {x: 010}}", "010 is an octal number in YAML 1.1 and not in "
+         "YAML 1.2: write the number in decimal digits, or text in quotes"),
     ],
 )  # fmt: skip
 def test_mistakes_in_the_registry_of_methods(tmp_path, text, message):
@@ -298,7 +318,9 @@ def test_mistakes_in_the_registry_of_methods(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(UserError) as caught:
         load_methods(path)
-    assert str(caught.value) == f"{path}: {message}"
+    given = str(caught.value)
+    assert LINE.sub("", given) == f"{path}: {message}"
+    assert given.startswith(f"{path} line ") or not text or "missing" in message
 
 
 @pytest.mark.parametrize(
@@ -314,7 +336,7 @@ def test_mistakes_in_budgets(tmp_path, text, message):
     (tmp_path / "budgets.yaml").write_text(text)
     with pytest.raises(UserError) as caught:
         load_budget("short", tmp_path / "methods.yaml")
-    assert str(caught.value) == f"{tmp_path}/budgets.yaml: {message}"
+    assert str(caught.value) == f"{tmp_path}/budgets.yaml line 1: {message}"
 
 
 # -- options and digests -------------------------------------------------------------------------

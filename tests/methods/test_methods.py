@@ -332,17 +332,17 @@ def test_sixteen_bits_match_float(tiny, tiny_batches):
         (
             "passionsr.methods.passionsr:PassionSR",
             {"let": "maybe"},
-            "let 'maybe' is unknown: give one of True, False",
+            'option let: "maybe" given, expected true or false',
         ),
         (
             "passionsr.methods.passionsr:PassionSR",
             {"lbq_reinit_after_let": "never"},
-            "lbq_reinit_after_let 'never' is unknown: give one of True, False, sample",
+            'option lbq_reinit_after_let: "never" given, expected true or false or sample',
         ),
         (
             "passionsr.baselines.lsq:LSQ",
             {"optimizer": "x"},
-            "optimizer 'x' is unknown: give one of adam, sgd",
+            'option optimizer: "x" given, expected one of adam, sgd',
         ),
     ],
 )

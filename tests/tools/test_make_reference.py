@@ -23,6 +23,6 @@ def test_the_page_has_a_row_for_every_key():
     assert min(len(row) for row in rows) == 4  # key, type, default, perhaps jobs, description
     assert {path.rpartition(".")[2] for path in key_jobs()} <= described.keys()
     assert set(ConfigFile.model_fields) <= described.keys()
-    assert described["threads"] == ("an integer of at least 1", "`1`")
+    assert described["threads"] == ("an integer from 1 to 1024", "`1`")
     assert described["device"][1] == "`cpu`"
     assert described["batch_size"][1] == "required"

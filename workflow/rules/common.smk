@@ -1,7 +1,7 @@
 # Configuration and paths; the library reads and checks the file before any job is planned.
 import json
 import os
-import shlex
+import re
 import sys
 from pathlib import Path
 
@@ -11,6 +11,7 @@ sys.path.insert(0, str(ROOT))
 
 from passionsr.benchmark import paths, recovery
 from passionsr.benchmark.config import BICUBIC, FP32, load_config
+from passionsr.benchmark.config_check import check_config
 from passionsr.benchmark.config_choice import chosen_file
 from passionsr.benchmark.inputs import missing_inputs, missing_report
 from passionsr.benchmark.job_code import (
@@ -29,6 +30,7 @@ from passionsr.report.figure_list import figure_files
 from passionsr.report.table_list import table_files
 from passionsr.utils.files import UserError
 from passionsr.utils.machine_memory import machine_memory
+from passionsr.utils.names import in_shell
 from passionsr.utils.own_code import check_own_code, python_path
 
 try:
@@ -38,7 +40,8 @@ try:
         workflow.config_settings.config_args or [],
         workflow.config_settings.configfiles,
     )
-    CFG = load_config(CONFIG_FILE)
+    # The jobs of a local run and of a cluster start Snakemake again; one check is enough.
+    CFG = (check_config if workflow.is_main_process else load_config)(CONFIG_FILE)
     FAMILY = get_family(CFG.family)
     TEST, CALIBRATION = paths.data_files(CFG)
     MISSING = missing_inputs(CFG)
@@ -56,8 +59,9 @@ RUNS = [run.run_id for run in CFG.runs]
 # This interpreter and this checkout by relative names: a job's command is what decides whether it runs again, and
 # a copied or moved repository is not another one.
 os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-SCRIPT = os.path.relpath(ROOT / "workflow" / "scripts" / "job.py")
-JOB = f"OMP_NUM_THREADS={CFG.threads} python {shlex.quote(SCRIPT)}"
+CONFIG_WORD = in_shell(str(CONFIG_FILE))
+SCRIPT = in_shell(os.path.relpath(ROOT / "workflow" / "scripts" / "job.py"))
+JOB = f"OMP_NUM_THREADS={CFG.threads} python {SCRIPT}"
 # Of jobs that are modules, and of what jobs start.
 os.environ["PYTHONPATH"] = python_path()
 
@@ -131,4 +135,4 @@ SENSITIVITY = [str(paths.sensitivity_file(CFG))] if CFG.sensitivity else []
 
 
 wildcard_constraints:
-    run="|".join(RUNS),
+    run="|".join(map(re.escape, RUNS)),

@@ -25,4 +25,4 @@ rule table3:
         cases=[f"{run.scheme}-{run.scope}" for run in CFG.runs],
         model=CFG.model,
     shell:
-        f"{JOB} table3 --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} table3 --config {CONFIG_WORD} > {{log}} 2>&1"

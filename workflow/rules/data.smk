@@ -16,7 +16,7 @@ rule data:
         configuration=DATA_KEYS,
         scale=FAMILY.scale,
     shell:
-        f"{JOB} data --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} data --config {CONFIG_WORD} > {{log}} 2>&1"
 
 
 rule metric_weights:
@@ -34,7 +34,7 @@ rule metric_weights:
         code=job_code("benchmark.jobs.score"),
         metrics=list(CFG.metrics),
     shell:
-        f"{JOB} probe --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} probe --config {CONFIG_WORD} > {{log}} 2>&1"
 
 
 rule reference:
@@ -58,7 +58,7 @@ rule reference:
         family=FAMILY_CODE,
         configuration=INFERENCE_KEYS,
     shell:
-        f"{JOB} reference --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} reference --config {CONFIG_WORD} > {{log}} 2>&1"
 
 
 rule fetch_source:
@@ -67,6 +67,8 @@ rule fetch_source:
         f"{FETCHED_IN}/{{source}}/{FETCHED}",
     log:
         f"{RESULTS}/logs/fetch-{{source}}.log",
+    wildcard_constraints:
+        source="[A-Za-z0-9_-]+",
     resources:
         mem_mb=memory_of("fetch_source"),
     shell:

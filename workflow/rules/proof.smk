@@ -17,4 +17,4 @@ rule proof:
     params:
         code=job_code("report.proof"),
     shell:
-        f"{JOB} proof --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} proof --config {CONFIG_WORD} > {{log}} 2>&1"

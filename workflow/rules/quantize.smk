@@ -30,7 +30,7 @@ rule calibrate:
         run=lambda wildcards: CFG.run_digest(CFG.run(wildcards.run)),
         expected_layers=values(CFG.expected_layers),
     shell:
-        f"{JOB} calibrate --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+        f"{JOB} calibrate --config {CONFIG_WORD} --run {{wildcards.run}} > {{log}} 2>&1"
 
 
 rule sensitivity:
@@ -54,7 +54,7 @@ rule sensitivity:
         scheme=CFG.sensitivity,
         configuration=values(MODEL_KEYS, CFG.batch_size),
     shell:
-        f"{JOB} sensitivity --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} sensitivity --config {CONFIG_WORD} > {{log}} 2>&1"
 
 
 rule infer:
@@ -78,4 +78,4 @@ rule infer:
         family=FAMILY_CODE,
         configuration=INFERENCE_KEYS,
     shell:
-        f"{JOB} infer --config {CONFIG_FILE} --run {{wildcards.run}} > {{log}} 2>&1"
+        f"{JOB} infer --config {CONFIG_WORD} --run {{wildcards.run}} > {{log}} 2>&1"

@@ -32,7 +32,7 @@ for scheme, members in SCORE_GROUPS.items():
             resize=CFG.resize_mismatch,
             runs=" ".join(members),
         shell:
-            f"{JOB} score --config {CONFIG_FILE} --run {{params.runs}} > {{log}} 2>&1"
+            f"{JOB} score --config {CONFIG_WORD} --run {{params.runs}} > {{log}} 2>&1"
 
 
 rule score_external:
@@ -53,7 +53,7 @@ rule score_external:
     benchmark:
         f"{RESULTS}/benchmarks/score-{{external}}.tsv"
     wildcard_constraints:
-        external="|".join(EXTERNAL) or "(?!)",
+        external="|".join(map(re.escape, EXTERNAL)) or "(?!)",
     retries: 1
     threads: CFG.threads
     resources:
@@ -63,7 +63,7 @@ rule score_external:
         metrics=METRIC_CODE,
         resize=CFG.resize_mismatch,
     shell:
-        f"{JOB} score --config {CONFIG_FILE} --run {{wildcards.external}} > {{log}} 2>&1"
+        f"{JOB} score --config {CONFIG_WORD} --run {{wildcards.external}} > {{log}} 2>&1"
 
 
 rule tables:
@@ -88,7 +88,7 @@ rule tables:
         ],
         metrics=[str(METRICS[name].presentation()) for name in CFG.metrics],
     shell:
-        f"{JOB} tables --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} tables --config {CONFIG_WORD} > {{log}} 2>&1"
 
 
 rule figures:
@@ -113,4 +113,4 @@ rule figures:
         config=CFG.digest,
         metrics=[METRICS[m].title for m in CFG.metrics if METRICS[m].kind == "FP"],
     shell:
-        f"{JOB} figures --config {CONFIG_FILE} > {{log}} 2>&1"
+        f"{JOB} figures --config {CONFIG_WORD} > {{log}} 2>&1"

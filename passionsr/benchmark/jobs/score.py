@@ -7,7 +7,6 @@ costs only its own scores; Snakemake leaves the files in place for that (`update
 
 from __future__ import annotations
 
-import csv
 import dataclasses
 import hashlib
 import logging
@@ -27,8 +26,15 @@ from passionsr.data.images import read_uint8
 from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, check_metrics
 from passionsr.metrics.weights import fetch_problems, unavailable_reason
 from passionsr.models.family import get_family
-from passionsr.utils.checked_yaml import located
-from passionsr.utils.files import UserError, read_json, sha256_file, write_csv, write_json
+from passionsr.utils.files import (
+    UserError,
+    read_json,
+    read_rows,
+    sha256_file,
+    write_csv,
+    write_json,
+)
+from passionsr.utils.yaml_files import located
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from passionsr.metrics.suite import MetricSuite
@@ -172,10 +178,25 @@ def known_scores(path: Path) -> dict[str, Cell]:
     """Digest -> what an earlier file says for good; empty where there is none."""
     if not path.is_file():
         return {}
-    with path.open(newline="", encoding="utf-8", errors="replace") as stream:
-        rows = list(csv.DictReader(stream))
-    cells = [Cell(*(row.get(key) or "" for key in Cell._fields)) for row in rows]
+    try:
+        rows = read_rows(path, ("digest", "value"), more=True)
+    except UserError:  # cut off, or of an older version: everything is scored again
+        return {}
+    cells = [Cell(*(row.get(key) or "" for key in Cell._fields)) for _, row in rows]
     return {cell.digest: cell for cell in cells if cell.digest and cell.final}
+
+
+def read_reasons(config: Config) -> dict[str, str | None]:
+    """What `probe_metrics` wrote; UserError for a file that does not tell of every metric."""
+    path = config.results / "metrics.json"
+    reasons = read_json(path)
+    absent = [n for n in config.metrics if not isinstance(reasons, dict) or n not in reasons]
+    if absent:
+        raise UserError(
+            f"{path}: does not say whether {absent[0]} can be computed: remove it, then give your "
+            "command again"
+        )
+    return dict(reasons)
 
 
 def score(config: Config, run_ids: Sequence[str]) -> None:
@@ -183,7 +204,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
 
     Only what no earlier score stands for is computed, and only the metrics for that are built.
     """
-    reasons = read_json(config.results / "metrics.json")
+    reasons = read_reasons(config)
     images = {run_id: scored_outputs(config, run_id) for run_id in run_ids}
     hashes = image_hashes(image for group in images.values() for image in group)
     tables: dict[str, dict[str, list[Cell]]] = {run_id: {} for run_id in run_ids}
