@@ -87,7 +87,7 @@ def compare(
     Raises UserError for an unknown row or dataset, or rows of different seeds.
     """
     scores = _of_dataset(config, load_scores(config), dataset)
-    rows = [find_row(config, scores, n, scope) for n in (name, other)]
+    rows = (find_row(config, scores, name, scope), find_row(config, scores, other, scope))
     found = {m: _differences(*rows, m) for m in config.metrics}
     p_values = adjusted([e.p if e else float("nan") for e in found.values()])
     lines = []
@@ -107,7 +107,7 @@ def _of_dataset(config: Config, scores: pd.DataFrame, dataset: str | None) -> pd
     return scores[scores.dataset == dataset]
 
 
-def _cells(rows: list[Row], metric: str, estimate: Estimate | None, p: float) -> list[str]:
+def _cells(rows: tuple[Row, Row], metric: str, estimate: Estimate | None, p: float) -> list[str]:
     digits = METRICS[metric].digits
     means = [row.scores[row.scores.metric == metric].value.mean() for row in rows]
     cells = [NOTHING if pd.isna(m) else f"{m:.{digits}f}" for m in means]

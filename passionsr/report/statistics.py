@@ -177,7 +177,7 @@ def p_to_best(p: float, compared: int) -> float:
     return float(np.minimum(1.0, p * compared / 2))  # NaN stays
 
 
-def adjusted(p_values: Sequence[float]) -> np.ndarray:
+def adjusted(p_values: Sequence[float] | np.ndarray) -> np.ndarray:
     """Values adjusted for their number (Benjamini and Hochberg, 1995); NaN stays.
 
     Those up to FALSE_DISCOVERIES are called decided; of these, 5 % at most are expected to be

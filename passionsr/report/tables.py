@@ -79,7 +79,7 @@ def means(
         marks = mark_best(group, config.metrics, score_shares(own, config.metrics)) & compete
         for label, row in group.iterrows():
             method = str(label)
-            line = {"bits": scheme, "method": titles[method], **row.to_dict()}
+            line: dict[Any, Any] = {"bits": scheme, "method": titles[method], **row.to_dict()}
             line["best"] = ";".join(n for n in config.metrics if marks.loc[method, n])
             line["seeds"] = own[own.method == method].seed.nunique()
             line |= _intervals(config, own, method, marks)
@@ -122,9 +122,9 @@ def decided(config: Config, table: pd.DataFrame) -> pd.DataFrame:
     One table is one family of comparisons: all its rows, metrics, bit widths and datasets.
     """
     columns = [f"{name}_p" for name in config.metrics]
-    p_values = table[columns].to_numpy(dtype=float)
-    table = table.copy()
-    table[columns] = adjusted(p_values.ravel()).reshape(p_values.shape)
+    p_values = table.reindex(columns=columns).to_numpy(dtype=float)
+    found = adjusted(p_values.ravel()).reshape(p_values.shape)
+    table = table.assign(**dict(zip(columns, found.T, strict=True)))
     for index, row in table.iterrows():
         open_ones = {n for n in config.metrics if row[f"{n}_p"] > FALSE_DISCOVERIES}
         open_ones |= set(str(row.undecided).split(";"))
