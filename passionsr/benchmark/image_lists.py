@@ -8,6 +8,7 @@ from __future__ import annotations
 from passionsr.benchmark.config import Config
 from passionsr.benchmark.paths import image_folder, pairs_to_test
 from passionsr.utils.files import check_sha256, sha256_file, write_text
+from passionsr.utils.text_files import read_text
 
 
 def write_image_lists(config: Config, run_id: str) -> None:
@@ -28,6 +29,6 @@ def check_image_lists(config: Config, run_id: str) -> None:
     folder = image_folder(config, run_id)
     for dataset in config.datasets:
         path = folder / f"{dataset.name}.tsv"
-        for line in path.read_text().splitlines():
+        for line in read_text(path, absent="not found; the images are made first").splitlines():
             image, digest = line.split("\t")
             check_sha256(folder / dataset.name / f"{image}.png", digest)

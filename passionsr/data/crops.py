@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -15,8 +15,10 @@ from passionsr.data.datasets import (
     ImagePair,
 )
 from passionsr.data.degrade import degrade, rng_for
+from passionsr.data.image_folders import composed
 from passionsr.data.images import read_uint8, write_uint8
 from passionsr.utils.files import UserError
+from passionsr.utils.text_files import read_rows
 
 
 @dataclass(frozen=True)
@@ -44,23 +46,30 @@ def pixels_sha256(array: np.ndarray) -> str:
     return hashlib.sha256(repr(array.shape).encode() + array.tobytes()).hexdigest()
 
 
+def _list_rows(
+    path: str | Path, columns: Sequence[str], numbers: Mapping[str, Callable[[str], Any]]
+) -> list[dict[str, Any]]:
+    """Rows of a data list, its numbers read; UserError for what is none, or has no row."""
+    rows = read_rows(path, columns, "\t", absent="data list not found")
+    if not rows:
+        raise UserError(f"{path}: expected a row below the columns {', '.join(columns)}")
+    made = []
+    for index, row in enumerate(rows, 1):
+        try:
+            made.append({**row, **{name: kind(row[name]) for name, kind in numbers.items()}})
+        except ValueError as err:
+            names = ", ".join(numbers)
+            raise UserError(f"{path}: row {index}: {names} must be numbers ({err})") from None
+    return made
+
+
 def read_list(path: str | Path) -> list[Crop]:
     """Read a tab-separated data list.
 
     Raises UserError for a missing file, wrong columns or a repeated name.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise UserError(f"{path}: data list not found")
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
-    names = [f.name for f in fields(Crop)]
-    if not rows or list(rows[0]) != names:
-        raise UserError(f"{path}: expected tab-separated columns {', '.join(names)}")
-    crops = [
-        Crop(**{**row, **{k: int(row[k]) for k in ("x", "y", "size")}})  # type: ignore[arg-type]
-        for row in rows
-    ]
+    rows = _list_rows(path, [f.name for f in fields(Crop)], {"x": int, "y": int, "size": int})
+    crops = [Crop(**row) for row in rows]
     if len({c.name for c in crops}) != len(crops):
         raise UserError(f"{path}: a name stands twice")
     return crops
@@ -75,11 +84,7 @@ def _skimage_file(name: str) -> Path:
 def read_hr(crop: Crop, base: Path) -> np.ndarray:
     """Cut the HR crop out of its source: (size, size, 3) uint8."""
     kind, _, name = crop.source.partition(":")
-    if kind == "skimage":
-        with Image.open(_skimage_file(name)) as image:
-            photo = np.asarray(image.convert("RGB"))
-    else:
-        photo = read_uint8(base / crop.source)
+    photo = read_uint8(_skimage_file(name) if kind == "skimage" else base / crop.source)
     hr = photo[crop.y : crop.y + crop.size, crop.x : crop.x + crop.size]
     if hr.shape != (crop.size, crop.size, 3):
         raise UserError(f"{crop.name}: the crop leaves its {photo.shape[1]}x{photo.shape[0]} photo")
@@ -159,13 +164,8 @@ def draw_crops(images: Sequence[str], count: int, size: int, seed: int) -> list[
 
 def read_crops(path: Path) -> list[RelativeCrop]:
     """Read a list of relative crops; UserError for a missing file or other columns."""
-    if not path.is_file():
-        raise UserError(f"{path}: data list not found")
-    with path.open(newline="") as stream:
-        rows = list(csv.DictReader((s for s in stream if not s.startswith("#")), delimiter="\t"))
-    if not rows or list(rows[0]) != CROP_COLUMNS:
-        raise UserError(f"{path}: expected tab-separated columns {', '.join(CROP_COLUMNS)}")
-    return [RelativeCrop(r["image"], float(r["fx"]), float(r["fy"]), int(r["size"])) for r in rows]
+    rows = _list_rows(path, CROP_COLUMNS, {"fx": float, "fy": float, "size": int})
+    return [RelativeCrop(**row) for row in rows]
 
 
 def write_crops(
@@ -175,7 +175,7 @@ def write_crops(
 
     Raises UserError if a photograph is missing or smaller than its crop.
     """
-    absent = [c.image for c in crops if c.image not in photos]
+    absent = [c.image for c in crops if composed(c.image) not in photos]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(crops)} photographs are missing, first: {absent[0]}"
@@ -190,7 +190,7 @@ def write_crops(
             "calibration",
         )
         pairs.append(pair)
-        photo = read_uint8(photos[crop.image])
+        photo = read_uint8(photos[composed(crop.image)])
         x, y = crop.corner(photo.shape[1], photo.shape[0])
         hr = photo[y : y + crop.size, x : x + crop.size]
         small = Image.fromarray(hr).resize(

@@ -25,11 +25,18 @@ from pathlib import Path
 from typing import NamedTuple
 
 from passionsr.metrics.registry import METRICS
+from passionsr.report.places import results_name
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED, metric_header
 from passionsr.report.table_list import TABLES
 from passionsr.utils.files import UserError, write_text
+from passionsr.utils.outputs import check_output_file
+from passionsr.utils.text_files import read_rows, read_text
 
 COLUMNS = ("results", "table", "dataset", "bits", "method", "metric", "low", "high")
+NO_DATASET = (
+    "; a file of an earlier version has no dataset: make it again with `passionsr expect RESULTS`"
+)
+NOT_THERE = "not found; give the results folder of a finished run"
 
 
 class Key(NamedTuple):
@@ -67,15 +74,13 @@ def _banded() -> list[str]:
 def _from_csv(folder: Path) -> Iterator[tuple[Key, float]]:
     for table in _banded():
         path = folder / "tables" / f"{table}.csv"
-        if not path.is_file():
-            raise UserError(f"{path}: not found; give the results folder of a finished run")
-        with path.open(newline="", encoding="utf-8") as stream:
-            for row in csv.DictReader(stream):
-                if row["source"] == MEASURED:
-                    for metric in METRICS:
-                        if row.get(metric):
-                            key = Key(table, row["dataset"], row["bits"], row["method"], metric)
-                            yield key, float(row[metric])
+        columns = ("source", "dataset", "bits", "method")
+        for row in read_rows(path, columns, absent=NOT_THERE, others=True):
+            if row["source"] == MEASURED:
+                for metric in METRICS:
+                    if row.get(metric):
+                        key = Key(table, row["dataset"], row["bits"], row["method"], metric)
+                        yield key, float(row[metric])
 
 
 def _from_markdown(text: str) -> Iterator[tuple[Key, float]]:
@@ -106,38 +111,30 @@ def _measured_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
     """(name, numbers) of a results folder, or of its page in docs/results/."""
     if source.suffix == ".md":
-        if not source.is_file():
-            raise UserError(f"{source}: file not found")
-        return source.stem, dict(_from_markdown(source.read_text(encoding="utf-8")))
-    return source.resolve().name, dict(_from_csv(source))
+        return source.stem, dict(_from_markdown(read_text(source)))
+    return results_name(source), dict(_from_csv(source))
 
 
 def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
     """Results name -> number -> (low, high); UserError for a malformed file."""
-    if not path.is_file():
-        raise UserError(f"{path}: file not found; make it with `passionsr expect RESULTS`")
     bands: dict[str, dict[Key, tuple[float, float]]] = {}
-    with path.open(newline="", encoding="utf-8") as stream:
-        reader = csv.DictReader(stream, delimiter="\t")
-        if tuple(reader.fieldnames or ()) != COLUMNS:
-            raise UserError(
-                f"{path}: columns must be {', '.join(COLUMNS)}; a file of an earlier version "
-                "has no dataset: make it again with `passionsr expect RESULTS`"
-            )
-        for number, row in enumerate(reader, 2):
-            try:
-                low, high = float(row["low"]), float(row["high"])
-            except (TypeError, ValueError):
-                raise UserError(f"{path}: line {number}: low and high must be numbers") from None
-            if not low < high:
-                raise UserError(f"{path}: line {number}: low must be below high")
-            key = Key(*(row[name] for name in Key._fields))
-            bands.setdefault(row["results"], {})[key] = (low, high)
+    absent = "file not found; make it with `passionsr expect RESULTS`"
+    rows = read_rows(path, COLUMNS, "\t", absent, advice=NO_DATASET)
+    for number, row in enumerate(rows, 2):
+        try:
+            low, high = float(row["low"]), float(row["high"])
+        except (TypeError, ValueError):
+            raise UserError(f"{path}: line {number}: low and high must be numbers") from None
+        if not low < high:
+            raise UserError(f"{path}: line {number}: low must be below high")
+        key = Key(*(row[name] for name in Key._fields))
+        bands.setdefault(row["results"], {})[key] = (low, high)
     return bands
 
 
 def write_bands(source: Path, path: Path) -> int:
     """Put bands around a finished run's numbers in the place of its old ones; their number."""
+    check_output_file(path)
     name, numbers = measured(source)
     kept = read_bands(path) if path.exists() else {}
     kept[name] = {

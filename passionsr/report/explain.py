@@ -5,19 +5,23 @@ And whether it is right: the mean of the scores must be the cell.
 
 from __future__ import annotations
 
-import csv
+import contextlib
 import math
 from pathlib import Path
 
-from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs
+from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs, load_config
 from passionsr.benchmark.paths import image_folder, run_folder, scores_file
 from passionsr.benchmark.records import check_run, read_record
 from passionsr.metrics.registry import missing_note
+from passionsr.report.places import checkout_of
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED
 from passionsr.report.table_list import TABLES, TableSpec
 from passionsr.utils.files import UserError, sha256_file
+from passionsr.utils.text_files import read_rows
 
 REFERENCES = {FP32: "FP32", BICUBIC: "Bicubic"}
+TABLE_KEYS = ("source", "dataset", "bits", "method")
+NOT_RUN = "not found; run the workflow first, or `dvc pull`"
 
 
 def explained_table(table: Path) -> TableSpec:
@@ -26,13 +30,6 @@ def explained_table(table: Path) -> TableSpec:
     if table.name not in known:
         raise UserError(f"{table}: give one of {', '.join(known)}")
     return known[table.name]
-
-
-def _read_csv(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run the workflow first, or `dvc pull`")
-    with path.open(newline="") as stream:
-        return list(csv.DictReader(stream))
 
 
 def _external(config: Config) -> dict[str, ExternalOutputs]:
@@ -56,7 +53,7 @@ def table_rows(config: Config, table: Path, dataset: str | None = None) -> dict[
             key = config.entries[run.method].title, run.scheme
             names.setdefault(key, (f"{run.method}-{run.scheme}", []))[1].append(run.run_id)
     rows: dict[str, dict[str, Row]] = {}
-    for line in _read_csv(table):
+    for line in read_rows(table, TABLE_KEYS, absent=NOT_RUN, others=True):
         key = line["method"], line["bits"]
         if line["source"] == MEASURED and key in names:
             name, run_ids = names[key]
@@ -91,15 +88,19 @@ def _provenance(config: Config, run_id: str) -> list[str]:
     ]
 
 
+def _score_rows(path: Path) -> list[dict[str, str]]:
+    return read_rows(path, ("dataset", "image", "value"), absent=NOT_RUN, others=True)
+
+
 def _scores(
     config: Config, run_id: str, metric: str, dataset: str
 ) -> tuple[list[float], list[str]]:
     """A run's scores of one metric on one dataset, and what is said about the run."""
     path = scores_file(config, run_id, metric)
     named = bool(config.datasets)  # the one embedded test set has another name in tables
-    rows = [row for row in _read_csv(path) if not named or row["dataset"] == dataset]
+    rows = [row for row in _score_rows(path) if not named or row["dataset"] == dataset]
     if run_id in _external(config):  # they cover images that no run was tested on
-        reference = _read_csv(scores_file(config, FP32, metric))
+        reference = _score_rows(scores_file(config, FP32, metric))
         tested = {row["image"] for row in reference if row["dataset"] == dataset}
         rows = [row for row in rows if row["image"] in tested]
     values = [float(row["value"]) for row in rows if row["value"]]
@@ -148,3 +149,29 @@ def explain(config: Config, table: Path, row: str, column: str, dataset: str | N
     head = f"{table}: {where}{row}, {column} = " + ("n/a" if math.isnan(cell) else repr(cell))
     count = f"{len(values)} scores of {len(run_ids)} run(s)"
     return "\n".join([f"{head}, recomputed from {count}", *text])
+
+
+def explain_table(
+    table: Path,
+    row: str,
+    column: str,
+    config: Path | None = None,
+    dataset: str | None = None,
+) -> str:
+    """`explain` for a table of any checkout, from any folder.
+
+    Args:
+        table: path of the table; may be a link or go through one.
+        row: see `explain`.
+        column: see `explain`.
+        config: configuration of the results; None: the one that has their name.
+        dataset: see `explain`.
+
+    Raises UserError as `explain`, and where there is no such configuration.
+    """
+    given = config.absolute() if config else None
+    root, path = checkout_of(table, config)
+    with contextlib.chdir(root):  # paths in a configuration are relative to the checkout
+        short = path.relative_to(root) if path.is_relative_to(root) else path
+        loaded = load_config(given or Path("config") / f"{path.parent.parent.name}.yaml")
+        return explain(loaded, short, row, column, dataset)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,7 @@ from tabulate import tabulate
 
 from passionsr.metrics.registry import METRICS
 from passionsr.utils.files import UserError
+from passionsr.utils.text_files import read_text
 
 
 def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.DataFrame:
@@ -23,7 +25,7 @@ def compare(ours: pd.DataFrame, published: Path, metrics: Sequence[str]) -> pd.D
 
     Raises UserError for a malformed file or one about other images.
     """
-    log = pd.read_csv(published)
+    log = pd.read_csv(io.StringIO(read_text(published)))
     if "image" not in log.columns:
         raise UserError(f"{published}: expected a column image and one per metric")
     log = log.assign(image=log.image.str.removesuffix(".png")).set_index("image")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from passionsr.report.scores import read_scores
 from passionsr.report.statistics import mark_best
 from passionsr.report.table_list import ANOTHER_MODEL, TABLE2, Column, Published, TableSpec
 from passionsr.utils.files import UserError, write_text
+from passionsr.utils.text_files import read_text
 
 PARITY_NOTE = (
     "The published log was written by another program on a GPU with TF32 convolutions: LPIPS and "
@@ -48,8 +50,7 @@ def marked(file: Path, metrics: Sequence[str], cost: Sequence[Column] = ()) -> p
     Columns dataset, bits, method, the cost columns, the metrics of the file among `metrics`, best.
     Raises UserError if columns are missing.
     """
-    with file.open(encoding="utf-8") as stream:
-        frame = pd.read_csv(stream, comment="#")
+    frame = pd.read_csv(io.StringIO(read_text(file)), comment="#")
     common = [m for m in metrics if m in frame.columns]
     extra = [c.name for c in cost]
     missing = {"dataset", "bits", "method", *extra} - set(frame.columns)

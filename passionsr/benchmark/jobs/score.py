@@ -23,12 +23,12 @@ from passionsr.benchmark.job_code import metric_code
 from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, sheet
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
 from passionsr.data.image_folders import composed, images_by_name
-from passionsr.data.images import read_uint8
+from passionsr.data.images import check_image_file, read_uint8
 from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, check_metrics
 from passionsr.metrics.weights import fetch_problems, unavailable_reason
 from passionsr.models.family import get_family
 from passionsr.utils.checked_yaml import located
-from passionsr.utils.files import UserError, read_json, sha256_file, write_csv, write_json
+from passionsr.utils.files import read_json, sha256_file, write_csv, write_json
 
 if TYPE_CHECKING:  # torch takes seconds to import
     from passionsr.metrics.suite import MetricSuite
@@ -134,8 +134,7 @@ def image_hashes(images: Iterable[ScoredImage]) -> dict[Path, str]:
         reference = [image.reference] if image.reference else []
         paths |= dict.fromkeys([*output, image.pair.hr, *reference])
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: image not found")
+        check_image_file(path)
     return {path: sha256_file(path) for path in paths}
 
 
