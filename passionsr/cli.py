@@ -20,13 +20,21 @@ import typer.main
 from typer import Argument, Option
 
 from passionsr import __version__
-from passionsr.utils.command_line import SeveralValues, takes_options
+from passionsr.cli_options import MODEL, InferenceArguments, QuantizeArguments
+from passionsr.utils.command_line import (
+    SeveralValues,
+    end_quietly,
+    flush_output,
+    number,
+    takes_options,
+)
 from passionsr.utils.files import UserError
+from passionsr.utils.outputs import outside_error
 from passionsr.utils.own_code import check_folder
 
 USAGE_ERROR = 2
-MODEL, RESULTS = Path("models/mini"), Path("results/mini")
-CONFIG = Path("config/mini.yaml")
+LARGEST_COUNT = 10**9  # more than any plan holds
+RESULTS, CONFIG = Path("results/mini"), Path("config/mini.yaml")
 EXPECTED, TIMES = Path("config/expected.tsv"), Path("config/job_times.tsv")
 REFERENCE_HEAD = """# Command line
 
@@ -56,6 +64,11 @@ def guarded(action: Callable[[], int | None]) -> int:
         context = getattr(err, "ctx", None)
         if context is not None:
             message += f" (see `{context.command_path} --help`)"
+    except OSError as err:
+        found = outside_error(err)
+        if found is None:
+            raise
+        message = found
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
     return USAGE_ERROR
 
@@ -75,33 +88,6 @@ def program(
 ) -> None:
     """The options that stand before a command; the help text is that of `app`."""
     check_folder(Path.cwd())
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class InferenceArguments:
-    """The fields of inference.super_resolve.InferenceOptions, as options (a test compares them)."""
-
-    colour_fix: Annotated[
-        Literal["none", "adain", "wavelet"],
-        Option(
-            help="take colours over from the input, as OSEDiff does; the benchmark scores without"
-        ),
-    ] = "none"
-    resize: Annotated[
-        Literal["pad", "official"],
-        Option(help="sizes the model cannot take: pad and cut off, or the released scripts' rules"),
-    ] = "pad"
-    process_size: Annotated[int, Option(help="px; --resize official makes no smaller image")] = 512
-    latent_tile: Annotated[int | None, Option(help="side of the UNet's tiles, in latents")] = None
-    latent_overlap: Annotated[int, Option(help="overlap of the UNet's tiles, in latents")] = 32
-    encoder_tile: Annotated[int | None, Option(help="side of the VAE encoder's tiles, px")] = None
-    decoder_tile: Annotated[
-        int | None, Option(help="side of the VAE decoder's tiles, in latents")
-    ] = None
-    tile_norm: Annotated[
-        Literal["pooled", "official"],
-        Option(help="group norms of a tiled VAE: over the whole image, or the released average"),
-    ] = "pooled"
 
 
 @app.command()
@@ -171,27 +157,6 @@ def import_osediff(
     print(f"{output}: LoRA merged into {card['lora_layers']}, context from {card['context']}")
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class QuantizeArguments:
-    """What `quantize` does, and to what."""
-
-    method: Annotated[str, Option(help="a name of the registry of methods, such as passionsr")]
-    scheme: Annotated[str, Option(help="bits of weights and activations, such as W6A6")]
-    calibration: Annotated[Path, Option(help="folder of LR PNG images of one size")]
-    model: Annotated[Path, Option(help="folder of the float model")] = MODEL
-    scope: Annotated[
-        Literal["U", "UV"], Option(help="quantize the UNet, or the UNet and the VAE")
-    ] = "UV"
-    methods: Annotated[
-        Path | None,
-        Option(
-            help="registry of methods; default: config/methods.yaml, "
-            "or where there is none the one that comes with passionsr"
-        ),
-    ] = None
-    seed: Annotated[int, Option(help="of the order of images and of all random numbers")] = 0
-
-
 @app.command()
 @takes_options
 def quantize(
@@ -221,13 +186,16 @@ def score(
     hr: Annotated[Path, Argument(help="folder of HR images of the same names and sizes")],
     output: Annotated[Path, Argument(help="CSV to write, one row per number")],
     metrics: Annotated[
-        str, Option(help="names, separated by commas")
+        str, Option(help="names, separated by commas or spaces")
     ] = "psnr,ssim,lpips,dists,niqe",
 ) -> None:
     """Score a folder of outputs against a folder of HR images of the same names."""
     from passionsr.benchmark.standalone import score_folder
+    from passionsr.metrics.registry import metric_names
 
-    for metric, mean in score_folder(sr, hr, output, metrics.split(",")).items():
+    count, means = score_folder(sr, hr, output, metric_names(metrics))
+    print(f"images: {count}")
+    for metric, mean in means.items():
         print(f"{metric}: {mean}")
 
 
@@ -262,10 +230,10 @@ def bench(
     ] = False,
     sizes: Annotated[
         list[int],
-        Option(metavar="<int>...", help="px; sides of the outputs that --tiles measures"),
+        number("px; sides of the outputs that --tiles measures", 1, 16384, metavar="<int>..."),
     ] = [512, 1024, 2048],  # noqa: B006
     model: Annotated[Path, Option(help="folder of the model for --step and --tiles")] = MODEL,
-    threads: Annotated[int, Option(help="CPU threads for --step and --tiles")] = 1,
+    threads: Annotated[int, number("CPU threads for --step and --tiles", 1, 1024)] = 1,
 ) -> None:
     """Show where the last run's time went."""
     if tiles:
@@ -294,12 +262,9 @@ def explain(
     config: Annotated[Path | None, Option(help="default: config/<name>.yaml")] = None,
 ) -> None:
     """Show where a table cell comes from, and check its mean."""
-    from passionsr.benchmark.config import load_config
-    from passionsr.report.explain import explain as explain_cell
+    from passionsr.report.explain import explain_table
 
-    name = table.resolve().parent.parent.name  # results have the name of their configuration
-    loaded = load_config(config or Path("config") / f"{name}.yaml")
-    print(explain_cell(loaded, table, row, col, dataset))
+    print(explain_table(table, row, col, config, dataset))
 
 
 @app.command()
@@ -320,11 +285,15 @@ def compare(
 @app.command()
 def plan(
     config: Annotated[Path, Argument(help="configuration, YAML")],
-    gpus: Annotated[int, Option(help="GPUs; without any, processes that run at the same time")] = 1,
+    gpus: Annotated[
+        int, number("GPUs; without any, processes that run at the same time", 1, LARGEST_COUNT)
+    ] = 1,
     times: Annotated[Path, Option(help="table of measured times")] = TIMES,
     test_images: Annotated[
         int | None,
-        Option(help="their number, where the data is not there and no dataset says it"),
+        number(
+            "their number, where the data is not there and no dataset says it", 1, LARGEST_COUNT
+        ),
     ] = None,
     record: Annotated[
         str | None,
@@ -340,7 +309,7 @@ def plan(
     from passionsr.benchmark.config import load_config
 
     loaded = load_config(config)
-    if record:
+    if record is not None:
         print(f"{times}: {planning.record(loaded, times, record)} rows of {loaded.model}")
     else:
         print(planning.plan(loaded, gpus, times, test_images))
@@ -407,7 +376,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit status; `argv` without the program's name."""
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     args = sys.argv[1:] if argv is None else list(argv)
-    return guarded(lambda: _command().main(args=args, prog_name="passionsr", standalone_mode=False))
+
+    def run() -> int | None:
+        status = _command().main(args=args, prog_name="passionsr", standalone_mode=False)
+        flush_output()
+        return status
+
+    return end_quietly(lambda: guarded(run))
 
 
 if __name__ == "__main__":

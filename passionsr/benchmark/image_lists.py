@@ -28,7 +28,8 @@ def check_image_lists(config: Config, run_id: str) -> None:
     folder = image_folder(config, run_id)
     for dataset in config.datasets:
         path = folder / f"{dataset.name}.tsv"
-        for line in filter(None, read_text(path).split("\n")):
+        text = read_text(path, "not found; the images are made first")
+        for line in filter(None, text.split("\n")):
             image, tab, digest = line.rpartition("\t")
             if not tab:
                 raise UserError(

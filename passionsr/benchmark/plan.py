@@ -33,6 +33,7 @@ from passionsr.benchmark.schedule import ON_GPU, RUN_THE_MODEL, Schedule, schedu
 from passionsr.benchmark.timing import BENCHMARKS, JobTime, read_time
 from passionsr.data.crops import read_crops
 from passionsr.utils.files import UserError, read_rows, write_text
+from passionsr.utils.limits import check_limits
 from passionsr.utils.machine_memory import MachineMemory, machine_memory
 
 TIMES = Path("config/job_times.tsv")
@@ -64,9 +65,7 @@ class Estimate:
 
 def read_times(path: Path) -> list[dict[str, str]]:
     """Rows of a times file; UserError for a missing file or other columns."""
-    if not path.is_file():
-        raise UserError(f"{path}: times file not found")
-    rows = read_rows(path, COLUMNS, "\t")
+    rows = read_rows(path, COLUMNS, "\t", absent="times file not found")
     for line, row in rows:
         for column in NUMBERS:
             try:
@@ -99,8 +98,11 @@ def _per_unit(row: Mapping[str, str]) -> float:
 def record(config: Config, times: Path, source: str) -> int:
     """Replace this model's rows in a times file by the means of its finished run.
 
-    Returns the number of rows; UserError where a job of the configuration has not finished.
+    Returns the number of rows; UserError where a job of the configuration has not finished, and
+    for a source that is no one line.
     """
+    if not source.strip() or not source.isprintable() or '"' in source:
+        raise UserError(f"--record {source!r}: give machine and date as one plain line of text")
     jobs = build_jobs(config, len(pairs_to_test(config)), len(calibration_pairs(config)))
     groups: dict[tuple[str, str], list[tuple[Job, JobTime]]] = defaultdict(list)
     for job in jobs.values():
@@ -278,12 +280,14 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     configuration for GPUs is not, because it is planned for other machines.
 
     test_images: number of test images, where only the data itself would say it.
-    Raises UserError for a number of GPUs below 1 or a bad times file.
+    Raises UserError for a number below 1 or a bad times file.
     """
-    if gpus < 1:
-        raise UserError(f"--gpus {gpus}: give 1 or more")
-    test, calibration = test_images or _test_count(config), _calibration_count(config)
-    jobs = build_jobs(config, test, calibration)
+    check_limits("--gpus", gpus, 1)
+    if test_images is None:
+        test_images = _test_count(config)
+    check_limits("--test-images", test_images, 1)
+    calibration = _calibration_count(config)
+    jobs = build_jobs(config, test_images, calibration)
     rows = read_times(times)
     estimates = {label: estimate(config, job, rows) for label, job in jobs.items()}
     seconds = {label: e.seconds for label, e in estimates.items()}
@@ -291,8 +295,8 @@ def plan(config: Config, gpus: int, times: Path = TIMES, test_images: int | None
     machine = machine_memory() if config.device == "cpu" else None
     made = schedule(jobs, seconds, gpus, memory, machine.for_jobs_mb if machine else None)
     lines = [
-        f"{config.name}: {len(jobs)} jobs for {len(config.runs)} runs, {test} test and "
-        f"{calibration} calibration images",
+        f"{config.name}: {len(jobs)} jobs for {len(config.runs)} runs, {test_images} test "
+        f"and {calibration} calibration images",
         "",
         _table(jobs, estimates),
         "",

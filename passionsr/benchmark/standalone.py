@@ -13,11 +13,19 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from passionsr.benchmark.config import MethodEntry, load_methods, parse_scheme
 from passionsr.data.image_folders import images_by_name, images_in
-from passionsr.data.images import read_uint8, to_tensor, upscale, write_uint8
+from passionsr.data.images import (
+    check_png_name,
+    colour_profile,
+    read_uint8,
+    to_tensor,
+    upscale,
+    write_uint8,
+)
 from passionsr.metrics.registry import check_metrics, missing_note
 from passionsr.models.family import family_of_folder
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError, write_csv
+from passionsr.utils.outputs import check_output_file, check_output_folder, check_suffix
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,19 +56,23 @@ def upscale_image(
 ) -> None:
     """Super-resolve one 8-bit RGB image into a PNG of the model's scale times its size.
 
+    The image's colour profile (ICC) goes along: the model takes its values as they are.
+
     Args:
         source: image file to read.
-        target: image file to write.
+        target: PNG file to write.
         model: folder of a float or a quantized model.
         options: fields of InferenceOptions.
         posterior: "mean" or "sample" of the VAE encoder's distribution.
         prompt: text for a model with a text encoder; None takes the context saved with the model.
 
     Raises:
-        UserError: the image or the model cannot be read, an option is out of its range, or there is
-            a prompt and no text encoder.
+        UserError: the image or the model cannot be read, the target cannot be written, an option is
+            out of its range, or there is a prompt and no text encoder.
     """
-    lr = read_uint8(source)
+    lr, profile = read_uint8(source), colour_profile(source)
+    check_png_name(target)
+    check_output_file(target, [source])
     from passionsr.inference.super_resolve import InferenceOptions, super_resolve
 
     chosen = InferenceOptions(**options)
@@ -70,7 +82,7 @@ def upscale_image(
         from passionsr.models.osediff.sd21 import embed_prompt
 
         loaded.context = embed_prompt(model, prompt)
-    write_uint8(target, super_resolve(loaded, lr, chosen))
+    write_uint8(target, super_resolve(loaded, lr, chosen), profile)
 
 
 def find_method(name: str, registry: Path | None = None) -> MethodEntry:
@@ -113,9 +125,13 @@ def quantize_on_folder(
     """
     bits = parse_scheme(scheme)
     scale = family_of_folder(model).scale
+    _check_artifact_folder(output)
     files = images_in(calibration)
     if not files:
-        raise UserError(f"{calibration}: no PNG images for calibration (LR images, 1/{scale} size)")
+        raise UserError(
+            f"{calibration}: no PNG images for calibration (LR images, 1/{scale} size)"
+            f"{_why_none(calibration)}"
+        )
     images = [read_uint8(file) for file in files]
     from passionsr.calibration.batches import make_batches
     from passionsr.methods.base import load_method, quantize_model
@@ -132,15 +148,32 @@ def quantize_on_folder(
     return report
 
 
+def _check_artifact_folder(output: Path) -> None:
+    """UserError unless an artifact can be written there, and no float model would become one."""
+    if (output / "manifest.json").exists():
+        raise UserError(
+            f"{output}: holds a float model, which a quantized one would hide; give another folder"
+        )
+    check_output_folder(output)
+
+
+def _why_none(folder: Path) -> str:
+    """What else is wrong with a folder that has no images; empty if nothing is."""
+    if folder.is_dir():
+        return ""
+    return ": it is a file, expected a folder" if folder.exists() else ": there is no such folder"
+
+
 def _matching_images(sr: Path, hr: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """(name, SR, HR) of every PNG in `sr`; UserError unless each has an HR image of its size."""
     outputs, truths = images_by_name(sr), images_by_name(hr)
     if not outputs:
-        raise UserError(f"{sr}: no PNG images")
+        raise UserError(f"{sr}: no PNG images{_why_none(sr)}")
     missing = [hr / path.name for name, path in outputs.items() if name not in truths]
     if missing:
         raise UserError(
             f"no HR image for {len(missing)} of {len(outputs)} outputs, first: {missing[0]}"
+            f"{_why_none(hr)}"
         )
     loaded = [(name, read_uint8(path), read_uint8(truths[name])) for name, path in outputs.items()]
     for name, output, truth in loaded:
@@ -166,22 +199,29 @@ class FolderMean(NamedTuple):
         return f"{text} ({self.note})" if self.note else text
 
 
-def score_folder(sr: Path, hr: Path, output: Path, metrics: Sequence[str]) -> dict[str, FolderMean]:
+def score_folder(
+    sr: Path, hr: Path, output: Path, metrics: Sequence[str]
+) -> tuple[int, dict[str, FolderMean]]:
     """Score a folder of outputs against the HR images of the same names.
+
+    Names are the same whatever the case of the suffix and the Unicode form of the letters.
 
     Args:
         sr: folder of outputs, PNG.
         hr: folder of HR images, PNG.
         output: CSV to write, columns image, metric, value and reason: why there is no value.
-        metrics: names of metrics.registry.METRICS.
+        metrics: names of metrics.registry.METRICS; one that stands twice counts once.
 
     Returns:
-        The means by metric.
+        Number of images, and the means by metric.
 
     Raises:
-        UserError: an unknown metric, a missing HR image, or one of another size.
+        UserError: an unknown metric, a missing HR image or one of another size, or an output that
+            cannot be written.
     """
-    names = check_metrics(metrics)
+    names = list(dict.fromkeys(check_metrics(metrics)))
+    check_output_file(output, [*images_in(sr), *images_in(hr)])
+    check_suffix(output, ".csv", "scores are written as CSV")
     images = _matching_images(sr, hr)
     from passionsr.metrics.suite import MetricSuite
 
@@ -201,4 +241,4 @@ def score_folder(sr: Path, hr: Path, output: Path, metrics: Sequence[str]) -> di
         reasons = [reason for _, name, value, reason in rows if name == metric and not value]
         note = missing_note(len(values), reasons) if reasons else ""
         means[metric] = FolderMean(sum(values) / len(values) if values else None, note)
-    return means
+    return len(images), means

@@ -13,6 +13,7 @@ from typing import Any
 
 from tabulate import tabulate
 
+from passionsr.models.family import family_of_folder
 from passionsr.utils.files import UserError
 from passionsr.utils.own_code import python_path
 
@@ -84,7 +85,14 @@ def _in_a_process(model: Path, size: int, options: dict[str, Any], threads: int)
 
 
 def tile_report(model: Path, sizes: Sequence[int], threads: int) -> str:
-    """A Markdown table over sizes: whole (where it fits) and in tiles."""
+    """A Markdown table over sizes: whole (where it fits) and in tiles.
+
+    Raises UserError for a size that the model does not make, before anything is measured.
+    """
+    scale = family_of_folder(model).scale
+    wrong = [size for size in sizes if size < scale or size % scale]
+    if wrong:
+        raise UserError(f"--sizes {wrong[0]}: give multiples of {scale}, the scale of the model")
     rows = []
     for size in sizes:
         ways: dict[str, dict[str, Any]] = {"whole": {}} if size <= WHOLE_UP_TO else {}

@@ -17,6 +17,7 @@ from passionsr.data.datasets import (
     ImagePair,
 )
 from passionsr.data.degrade import degrade, rng_for
+from passionsr.data.image_folders import composed
 from passionsr.data.images import read_uint8, write_uint8
 from passionsr.utils.checked_yaml import read_table
 from passionsr.utils.files import UserError
@@ -99,12 +100,7 @@ def check_source(crop: Crop, path: Path, scale: int) -> None:
 
 def read_hr(crop: Crop, base: Path) -> np.ndarray:
     """Cut the HR crop out of its source: (size, size, 3) uint8."""
-    source = _source_file(crop.source, base)
-    if crop.source.startswith("skimage:"):
-        with Image.open(source) as image:
-            photo = np.asarray(image.convert("RGB"))
-    else:
-        photo = read_uint8(source)
+    photo = read_uint8(_source_file(crop.source, base))
     hr = photo[crop.y : crop.y + crop.size, crop.x : crop.x + crop.size]
     if hr.shape != (crop.size, crop.size, 3):
         raise UserError(f"{crop.name}: the crop leaves its {photo.shape[1]}x{photo.shape[0]} photo")
@@ -197,7 +193,7 @@ def write_crops(
 
     Raises UserError if a photograph is missing or smaller than its crop.
     """
-    absent = [c.image for c in crops if c.image not in photos]
+    absent = [c.image for c in crops if composed(c.image) not in photos]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(crops)} photographs are missing, first: {absent[0]}"
@@ -212,7 +208,7 @@ def write_crops(
             "calibration",
         )
         pairs.append(pair)
-        photo = read_uint8(photos[crop.image])
+        photo = read_uint8(photos[composed(crop.image)])
         x, y = crop.corner(photo.shape[1], photo.shape[0])
         hr = photo[y : y + crop.size, x : x + crop.size]
         small = Image.fromarray(hr).resize(

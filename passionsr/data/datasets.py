@@ -15,10 +15,9 @@ from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
 from passionsr.data.fetch import FETCHED
-from passionsr.data.image_folders import images_in
+from passionsr.data.image_folders import composed, images_in
 from passionsr.data.images import read_uint8
 from passionsr.utils.checked_yaml import read_table
 from passionsr.utils.files import UserError, atomic_path, sha256_file
@@ -137,13 +136,13 @@ class Dataset:
         )
 
     def photos(self) -> dict[str, Path]:
-        """HR photographs by file name; UserError if they are missing or the count is wrong."""
+        """HR photographs by composed file name; UserError if none are there, or another count."""
         problem = self.missing()
         if problem:
             raise UserError(problem)
         found = self._keys(self.hr, "")
         self._check_count(len(found))
-        return {path.name: path for path in found.values()}
+        return {composed(path.name): path for path in found.values()}
 
     def _check_count(self, found: int) -> None:
         if self.count is not None and found != self.count:
@@ -160,7 +159,7 @@ class Dataset:
                     f"dataset {self.name}: {path} does not end in {suffix}{path.suffix}, as its "
                     f"rule {self.pairing} says"
                 )
-            key = path.stem.removesuffix(suffix)
+            key = composed(path.stem.removesuffix(suffix))
             if key in found:
                 raise UserError(
                     f"dataset {self.name}: {path} and {found[key]} have the same key {key}"
@@ -183,27 +182,17 @@ class SheetRow:
 
 
 def sheet_row(pair: ImagePair, scale: int) -> SheetRow:
-    """Measure one pair; UserError if HR is not `scale` times LR or a file is no image."""
-    sizes = []
-    for path in (pair.lr, pair.hr):
-        try:
-            with Image.open(path) as image:
-                sizes.append(image.size)
-        except OSError as err:
-            raise UserError(f"{path}: cannot be read as an image ({err})") from None
-    (lw, lh), (hw, hh) = sizes
-    if (hw, hh) != (lw * scale, lh * scale):
-        raise UserError(
-            f"{pair.name}: LR is {lw}x{lh} and HR {hw}x{hh}, expected HR = {scale} x LR"
-        )
+    """Read and measure one pair; UserError as `read_pair`."""
+    _, hr = read_pair(pair, scale)
+    height, width = hr.shape[:2]
     digests = sha256_file(pair.lr), sha256_file(pair.hr)
-    return SheetRow(pair.name, str(pair.lr), str(pair.hr), hw, hh, *digests)
+    return SheetRow(pair.name, str(pair.lr), str(pair.hr), width, height, *digests)
 
 
 def write_sheet(pairs: Iterable[ImagePair], path: Path, scale: int) -> None:
     """Measure every pair (HR is `scale` times LR) and write the tab-separated sheet, atomically."""
     rows = [sheet_row(pair, scale) for pair in pairs]
-    with atomic_path(path) as tmp, tmp.open("w", newline="") as stream:
+    with atomic_path(path) as tmp, tmp.open("w", newline="", encoding="utf-8") as stream:
         writer = csv.writer(stream, delimiter="\t", lineterminator="\n")
         writer.writerow([f.name for f in fields(SheetRow)])
         writer.writerows(astuple(row) for row in rows)
@@ -211,11 +200,9 @@ def write_sheet(pairs: Iterable[ImagePair], path: Path, scale: int) -> None:
 
 def read_sheet(path: Path) -> list[ImagePair]:
     """The pairs of a sheet; UserError if it is missing or damaged."""
-    if not path.is_file():
-        raise UserError(f"{path}: not found; the job `data` writes it")
     return [
         ImagePair(row.name, Path(row.lr), Path(row.hr), row.name.rpartition("/")[0])
-        for _, row in read_table(SheetRow, path)
+        for _, row in read_table(SheetRow, path, "not found; the job `data` writes it")
     ]
 
 

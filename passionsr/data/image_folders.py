@@ -54,10 +54,14 @@ def images_in(folder: Path, pattern: str = "*.png") -> list[Path]:
 
 
 def composed(name: str) -> str:
-    """A name in Unicode's composed form (NFC).
+    """A name in Unicode's composed form (NFC); UserError for one that is not UTF-8.
 
     Two names that look the same are the same then, whichever system has written them.
     """
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{name!r}: the name of this file is not UTF-8; rename it") from None
     return unicodedata.normalize("NFC", name)
 
 

@@ -12,6 +12,7 @@ from passionsr.inference.colour import fix_colour
 from passionsr.inference.options import InferenceOptions
 from passionsr.inference.tiling import blended_eps, decode_tiled, encode_tiled
 from passionsr.models.one_step import OneStepSR
+from passionsr.utils.files import UserError
 
 WHOLE = InferenceOptions()
 
@@ -27,6 +28,11 @@ def model_input(lr: np.ndarray, scale: int, multiple: int, options: InferenceOpt
         lr = np.asarray(Image.fromarray(lr).resize(size, Image.Resampling.BICUBIC))
     image = upscale(lr, scale)
     height, width = (side - side % multiple for side in image.shape[:2])
+    if not height or not width:
+        raise UserError(
+            f"image of {image.shape[1]}x{image.shape[0]} px is smaller than the {multiple} px that "
+            "the model can take; give a larger process size, or resize `pad`"
+        )
     if (height, width) != image.shape[:2]:
         squeezed = Image.fromarray(image).resize((width, height), Image.Resampling.LANCZOS)
         image = np.asarray(squeezed)

@@ -6,6 +6,7 @@ To add one, add an entry to `_ALL`; if pyiqa reads weights for it, name their fi
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -137,6 +138,14 @@ def missing_note(scored: int, reasons: Sequence[str], what: str = "images") -> s
     more = f"; and {len(counts) - 3} more reasons" if len(counts) > 3 else ""
     share = f"{scored} of {scored + len(reasons)} {what}"
     return f"{share}{'; the others' if scored else ''}: {named}{more}"
+
+
+def metric_names(text: str) -> list[str]:
+    """Names separated by commas or spaces, in any case; UserError for none or an unknown one."""
+    names = [name.lower() for name in re.split(r"[,\s]+", text) if name]
+    if not names:
+        raise UserError(f"no metric given; known: {', '.join(METRICS)}")
+    return check_metrics(names)
 
 
 def check_metrics(names: Sequence[str]) -> list[str]:

@@ -26,11 +26,17 @@ from pathlib import Path
 from typing import NamedTuple
 
 from passionsr.metrics.registry import METRICS
+from passionsr.report.places import results_name
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED, metric_header
 from passionsr.report.table_list import TABLES
 from passionsr.utils.files import UserError, read_rows, read_text, write_text
+from passionsr.utils.outputs import check_output_file
 
 COLUMNS = ("results", "table", "dataset", "bits", "method", "metric", "low", "high")
+NO_DATASET = (
+    "; a file of an earlier version has no dataset: make it again with `passionsr expect RESULTS`"
+)
+NOT_THERE = "not found; give the results folder of a finished run"
 
 
 class Key(NamedTuple):
@@ -68,9 +74,8 @@ def _banded() -> list[str]:
 def _from_csv(folder: Path) -> Iterator[tuple[Key, float]]:
     for table in _banded():
         path = folder / "tables" / f"{table}.csv"
-        if not path.is_file():
-            raise UserError(f"{path}: not found; give the results folder of a finished run")
-        for line, row in read_rows(path, ("source", "dataset", "bits", "method"), more=True):
+        columns = ("source", "dataset", "bits", "method")
+        for line, row in read_rows(path, columns, more=True, absent=NOT_THERE):
             if row["source"] == MEASURED:
                 for metric in METRICS:
                     if row.get(metric):
@@ -120,23 +125,15 @@ def _measured_tables(text: str) -> Iterator[tuple[str, list[list[str]]]]:
 def measured(source: Path) -> tuple[str, dict[Key, float]]:
     """(name, numbers) of a results folder, or of its page in docs/results/."""
     if source.suffix == ".md":
-        if not source.is_file():
-            raise UserError(f"{source}: file not found")
         return source.stem, dict(_from_markdown(read_text(source)))
-    return source.resolve().name, dict(_from_csv(source))
+    return results_name(source), dict(_from_csv(source))
 
 
 def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
     """Results name -> number -> (low, high); UserError for a malformed file."""
-    if not path.is_file():
-        raise UserError(f"{path}: file not found; make it with `passionsr expect RESULTS`")
     bands: dict[str, dict[Key, tuple[float, float]]] = {}
-    rows = read_rows(path, ("results", *COLUMNS[-2:]), "\t", more=True)
-    if any(set(row) != set(COLUMNS) for _, row in rows[:1]):
-        raise UserError(
-            f"{path}: columns must be {', '.join(COLUMNS)}; a file of an earlier version has no "
-            "dataset: make it again with `passionsr expect RESULTS`"
-        )
+    absent = "file not found; make it with `passionsr expect RESULTS`"
+    rows = read_rows(path, COLUMNS, "\t", absent=absent, advice=NO_DATASET)
     for number, row in rows:
         low, high = (_number(path, number, end, row[end]) for end in ("low", "high"))
         if not low < high:
@@ -148,6 +145,7 @@ def read_bands(path: Path) -> dict[str, dict[Key, tuple[float, float]]]:
 
 def write_bands(source: Path, path: Path) -> int:
     """Put bands around a finished run's numbers in the place of its old ones; their number."""
+    check_output_file(path)
     name, numbers = measured(source)
     kept = read_bands(path) if path.exists() else {}
     kept[name] = {

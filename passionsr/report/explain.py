@@ -5,18 +5,22 @@ And whether it is right: the mean of the scores must be the cell.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from pathlib import Path
 
-from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs
+from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs, load_config
 from passionsr.benchmark.paths import image_folder, run_folder, scores_file
 from passionsr.benchmark.records import check_run, read_record
 from passionsr.metrics.registry import missing_note
+from passionsr.report.places import checkout_of
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED
 from passionsr.report.table_list import TABLES, TableSpec
 from passionsr.utils.files import UserError, read_rows, sha256_file
 
 REFERENCES = {FP32: "FP32", BICUBIC: "Bicubic"}
+TABLE_KEYS = ("source", "dataset", "bits", "method")
+NOT_RUN = "not found; run the workflow first, or `dvc pull`"
 
 
 def explained_table(table: Path) -> TableSpec:
@@ -28,9 +32,7 @@ def explained_table(table: Path) -> TableSpec:
 
 
 def _read_csv(path: Path, *columns: str) -> list[dict[str, str]]:
-    if not path.is_file():
-        raise UserError(f"{path}: not found; run the workflow first, or `dvc pull`")
-    return [row for _, row in read_rows(path, columns, more=True)]
+    return [row for _, row in read_rows(path, columns, more=True, absent=NOT_RUN)]
 
 
 def _number(path: Path, text: str) -> float:
@@ -61,7 +63,7 @@ def table_rows(config: Config, table: Path, dataset: str | None = None) -> dict[
             key = config.entries[run.method].title, run.scheme
             names.setdefault(key, (f"{run.method}-{run.scheme}", []))[1].append(run.run_id)
     rows: dict[str, dict[str, Row]] = {}
-    for line in _read_csv(table, "source", "dataset", "bits", "method"):
+    for line in _read_csv(table, *TABLE_KEYS):
         key = line["method"], line["bits"]
         if line["source"] == MEASURED and key in names:
             name, run_ids = names[key]
@@ -154,3 +156,29 @@ def explain(config: Config, table: Path, row: str, column: str, dataset: str | N
     head = f"{table}: {where}{row}, {column} = " + ("n/a" if math.isnan(cell) else repr(cell))
     count = f"{len(values)} scores of {len(run_ids)} run(s)"
     return "\n".join([f"{head}, recomputed from {count}", *text])
+
+
+def explain_table(
+    table: Path,
+    row: str,
+    column: str,
+    config: Path | None = None,
+    dataset: str | None = None,
+) -> str:
+    """`explain` for a table of any checkout, from any folder.
+
+    Args:
+        table: path of the table; may be a link or go through one.
+        row: see `explain`.
+        column: see `explain`.
+        config: configuration of the results; None: the one that has their name.
+        dataset: see `explain`.
+
+    Raises UserError as `explain`, and where there is no such configuration.
+    """
+    given = config.absolute() if config else None
+    root, path = checkout_of(table, config)
+    with contextlib.chdir(root):  # paths in a configuration are relative to the checkout
+        short = path.relative_to(root) if path.is_relative_to(root) else path
+        loaded = load_config(given or Path("config") / f"{path.parent.parent.name}.yaml")
+        return explain(loaded, short, row, column, dataset)

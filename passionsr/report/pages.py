@@ -20,6 +20,7 @@ from passionsr.benchmark.config import load_config
 from passionsr.benchmark.plan import plan
 from passionsr.benchmark.timing import report
 from passionsr.metrics.registry import METRICS
+from passionsr.report.places import results_name
 from passionsr.report.rendering import UNQUANTIZED
 from passionsr.report.result_pages import (
     headline,
@@ -30,6 +31,7 @@ from passionsr.report.result_pages import (
     results_page,
 )
 from passionsr.utils.files import UserError, atomic_path, write_text
+from passionsr.utils.outputs import check_output_file
 
 README = Path("README.md")
 PICTURE = Path("docs/images/crops_W6A6.jpg")
@@ -171,11 +173,21 @@ def update(readme: Path, results: Path, grid: Path) -> None:
             print(f"{page}, {block.name} stays: {missing[0]} is not there")
             continue
         new[page] = fill(new.get(page) or read(page), block.name, block.text(sources), page)
-    with Image.open(results / "figures" / "crops_W6A6.png") as image, atomic_path(PICTURE) as tmp:
-        image.convert("RGB").save(tmp, quality=88)
+    for path in (PICTURE, *new):
+        check_output_file(path)
+    _copy_picture(results / "figures" / "crops_W6A6.png")
     for path, text in new.items():
         write_text(path, text)
 
 
+def _copy_picture(source: Path) -> None:
+    """The figure as the JPEG of the pages."""
+    if not source.is_file():
+        print(f"{PICTURE} stays: {source} is not there")
+        return
+    with Image.open(source) as image, atomic_path(PICTURE) as tmp:
+        image.convert("RGB").save(tmp, quality=88)
+
+
 def _page_of(results: Path) -> Path:
-    return RESULT_PAGES / f"{results.resolve().name}.md"
+    return RESULT_PAGES / f"{results_name(results)}.md"

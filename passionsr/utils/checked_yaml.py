@@ -100,16 +100,19 @@ def read_checked(kind: type[T], document: Document, renamed: Mapping[str, str] |
         raise UserError("; ".join([f"{place}: {text}", *rest, *more])) from None
 
 
-def read_table(kind: type[T], path: str | Path, delimiter: str = "\t") -> list[tuple[int, T]]:
-    """(line, row) of every row of a tab-separated file or, with ",", of a CSV file.
+def read_table(
+    kind: type[T], path: str | Path, absent: str = "file not found"
+) -> list[tuple[int, T]]:
+    """(line, row) of every row of a tab-separated file.
 
     kind: a dataclass; its fields are the columns and what may stand in them.
+    absent: what to say of a file that is not there.
     Raises UserError naming file, line and column; see `read_rows`, too.
     """
     adapter = TypeAdapter(kind)
     columns = [f.name for f in dataclasses.fields(kind)]  # type: ignore[arg-type]
     rows = []
-    for line, row in read_rows(path, columns, delimiter):
+    for line, row in read_rows(path, columns, "\t", absent=absent):
         try:
             rows.append((line, adapter.validate_python(row)))
         except ValidationError as err:

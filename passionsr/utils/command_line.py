@@ -1,14 +1,25 @@
-"""What the command line needs and Typer does not have: grouped options, lists after one name."""
+"""What the command line needs and Typer does not have.
+
+Grouped options, limits of numbers in our own words, lists after one name, and a quiet end where
+nobody reads on.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import inspect
+import io
+import sys
 from collections.abc import Callable
 from typing import Any, get_type_hints
 
+from typer import CallbackParam, Option
 from typer.core import TyperCommand
+
+from passionsr.utils.limits import check_limits
+
+INTERRUPTED, CLOSED_PIPE = 130, 141  # 128 + the number of the signal, as shells have it
 
 
 def _keyword(parameter: inspect.Parameter) -> inspect.Parameter:
@@ -56,6 +67,21 @@ def takes_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return flat
 
 
+def number(help: str, least: int, most: int | None = None, **settings: Any) -> Any:
+    """An option of one number or several, with its limits; settings: of typer.Option.
+
+    UserError, in our own words, for a value beyond the limits.
+    """
+
+    def check(param: CallbackParam, value: Any) -> Any:
+        for one in value if isinstance(value, (list, tuple)) else [value]:
+            if one is not None:
+                check_limits(param.opts[0], one, least, most)
+        return value
+
+    return Option(help=help, callback=check, **settings)
+
+
 class SeveralValues(TyperCommand):
     """A command whose list options take several values after one name: `--sizes 512 1024`."""
 
@@ -72,3 +98,29 @@ class SeveralValues(TyperCommand):
                 values += 1
             repeated.append(arg)
         return super().parse_args(ctx, repeated)
+
+
+def end_quietly(action: Callable[[], int]) -> int:
+    """Run a command line and return its exit status.
+
+    Ctrl-C and a reader that has seen enough (`| head`) end it without a word, as they do other
+    tools. Characters that the terminal's encoding lacks are printed as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")
+    try:
+        return action()
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return CLOSED_PIPE
+    except SystemExit as err:  # Typer's answer to a closed pipe
+        if not isinstance(err.__context__, BrokenPipeError):
+            raise
+        return CLOSED_PIPE
+
+
+def flush_output() -> None:
+    """Print what waits, while an error can still be answered."""
+    if sys.stdout is not None:
+        sys.stdout.flush()

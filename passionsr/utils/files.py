@@ -65,12 +65,15 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
-def read_text(path: str | Path) -> str:
-    """A text file in UTF-8, with or without a byte order mark; UserError, one line, otherwise."""
+def read_text(path: str | Path, absent: str = "file not found") -> str:
+    """A text file in UTF-8, with or without a byte order mark; UserError, one line, otherwise.
+
+    absent: what to say of a file that is not there.
+    """
     try:
         return Path(path).read_text(encoding="utf-8-sig")
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
+    except (FileNotFoundError, NotADirectoryError):
+        raise UserError(f"{path}: {absent}") from None
     except IsADirectoryError:
         raise UserError(f"{path}: is a folder, expected a file") from None
     except UnicodeDecodeError as err:
@@ -113,7 +116,12 @@ def read_hashes(path: str | Path) -> dict[str, str]:
 
 
 def read_rows(
-    path: str | Path, columns: Sequence[str], delimiter: str = ",", more: bool = False
+    path: str | Path,
+    columns: Sequence[str],
+    delimiter: str = ",",
+    more: bool = False,
+    absent: str = "file not found",
+    advice: str = "",
 ) -> list[tuple[int, dict[str, str]]]:
     """(line, column -> text) of every row of a CSV file, or of a tab-separated one.
 
@@ -124,9 +132,11 @@ def read_rows(
         columns: its columns, in this order; with `more`, columns that must be there.
         delimiter: between two values, a comma or a tab.
         more: whether there may be other columns, too.
+        absent: what to say of a file that is not there.
+        advice: what to say where the columns are others.
     Raises UserError naming file and line: not to be read, other columns, a row of another length.
     """
-    stream = io.StringIO(read_text(path))
+    stream = io.StringIO(read_text(path, absent))
     line = 0
 
     def written() -> Iterator[str]:
@@ -154,7 +164,7 @@ def read_rows(
     fits = set(columns) <= set(known) if more else known == list(columns)
     if not fits or len(set(known)) < len(known):
         kind = "tab-separated" if delimiter == "\t" else "comma-separated"
-        raise UserError(f"{path}: expected {kind} columns {', '.join(columns)}")
+        raise UserError(f"{path}: expected {kind} columns {', '.join(columns)}{advice}")
     return rows
 
 

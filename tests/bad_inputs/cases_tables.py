@@ -112,9 +112,9 @@ ROWS = [
         kind=4,
         given="bands from before datasets were in them",
         prepare=bands_without_dataset,
-        answer="old.tsv: columns must be results, table, dataset, bits, method, metric, low, high; "
-        "a file of an earlier version has no dataset: make it again with `passionsr expect "
-        "RESULTS`",
+        answer="old.tsv: expected tab-separated columns results, table, dataset, bits, method, "
+        "metric, low, high; a file of an earlier version has no dataset: make it again with "
+        "`passionsr expect RESULTS`",
     ),
     BadInput(
         kind=7,

@@ -239,7 +239,7 @@ def test_shipped_times_cover_the_mini_scale(capsys):
     ("arguments", "message"),
     [
         (["config/none.yaml"], "config/none.yaml: file not found"),
-        (["config/test.yaml", "--gpus", "0"], "--gpus 0: give 1 or more"),
+        (["config/test.yaml", "--gpus", "0"], "--gpus 0: give 1 to 1000000000"),
         (["config/test.yaml", "--times", "none.tsv"], "none.tsv: times file not found"),
         (
             ["config/test.yaml", "--times", "config/mini_test.tsv"],

@@ -32,7 +32,14 @@ from passionsr.data.dataset_registry import (
     load_registry,
     load_sources,
 )
-from passionsr.data.datasets import PAIRINGS, Dataset, expand, read_sheet, write_sheet
+from passionsr.data.datasets import (
+    PAIRINGS,
+    Dataset,
+    expand,
+    read_pair,
+    read_sheet,
+    write_sheet,
+)
 from passionsr.data.images import read_uint8, write_uint8
 from passionsr.utils.defaults import default_file
 from passionsr.utils.files import UserError
@@ -144,6 +151,43 @@ def test_wrong_scale_and_damaged_images_are_refused(tmp_path):
     with pytest.raises(UserError, match="cannot be read as an image"):
         write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv", 4)
     assert not (tmp_path / "s.tsv").exists()
+
+
+COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
+
+
+def test_names_are_compared_in_one_unicode_form(tmp_path):
+    """A folder that was copied from a Mac and one that was not."""
+    image(tmp_path / "LR" / f"{DECOMPOSED}x4.png")
+    image(tmp_path / "HR" / f"{COMPOSED}.png", 32, 48)
+    (pair,) = dataset(tmp_path, "div2k").pairs()
+    assert (pair.image, pair.hr.stem) == (f"{DECOMPOSED}x4", COMPOSED)
+    write_sheet([pair], tmp_path / "s.tsv", 4)
+    assert read_sheet(tmp_path / "s.tsv") == [pair]
+    image(tmp_path / "HR" / f"{DECOMPOSED}.png", 32, 48)
+    with pytest.raises(UserError, match="have the same key"):
+        dataset(tmp_path, "div2k").pairs()
+
+
+def test_a_photograph_is_found_in_another_unicode_form(tmp_path):
+    image(tmp_path / f"{DECOMPOSED}.png", 32, 32)
+    photos = dataset(tmp_path, lr="", hr="*.png").photos()
+    crop = RelativeCrop(f"{COMPOSED}.png", 0.0, 0.0, 32)
+    (pair,) = write_crops([crop], photos, tmp_path / "out", 4)
+    assert np.array_equal(read_uint8(pair.hr), read_uint8(tmp_path / f"{DECOMPOSED}.png"))
+
+
+def test_sheets_have_the_sizes_of_upright_images(tmp_path):
+    """HR as a camera stored it, turned; LR as a program wrote it, upright."""
+    fill(tmp_path, "same", ["a"])
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    pixels = RNG.integers(0, 256, (48, 32, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "HR" / "a.png", exif=exif)
+    write_sheet(dataset(tmp_path).pairs(), tmp_path / "s.tsv", 4)
+    assert (tmp_path / "s.tsv").read_text().splitlines()[1].split("\t")[3:5] == ["48", "32"]
+    (pair,) = read_sheet(tmp_path / "s.tsv")
+    assert np.array_equal(read_pair(pair, 4)[1], np.rot90(pixels, -1))
 
 
 def test_the_registry_is_complete():
@@ -298,6 +342,17 @@ def test_data_stage_writes_sheets_and_crops(local):
     assert [(s.pair.name, s.output.name, s.reference) for s in given] == [
         (f"a/{k}x4", f"{k}x4.png", None) for k in ("0801", "0802", "0803")  # the whole dataset
     ]  # fmt: skip
+
+
+def test_outputs_made_elsewhere_are_found_in_another_unicode_form(local, tmp_path):
+    for folder, suffix, size in (("a/LR", "x4", (8, 12)), ("a/HR", "", (32, 48))):
+        image(tmp_path / folder / f"{COMPOSED}{suffix}.png", *size)
+    image(tmp_path / "given" / f"{DECOMPOSED}x4.png", 32, 48)
+    config = local()
+    make_data(config)
+    found = {s.pair.image: s.output for s in scored_outputs(config, "theirs")}
+    assert len(found) == 4
+    assert found[f"{COMPOSED}x4"] == tmp_path / "given" / f"{DECOMPOSED}x4.png"
 
 
 def test_a_changed_output_is_not_scored(local):

@@ -109,3 +109,10 @@ def test_datasets_hold_images_only(tmp_path, pattern):
 def test_our_own_temporary_files_are_foreign(tmp_path):
     with atomic_path(tmp_path / "a.png") as path:
         assert is_foreign(path.name)
+
+
+def test_a_name_that_is_not_utf8_is_refused(tmp_path):
+    """A table of scores could not hold it."""
+    (tmp_path / "caf\udce9.png").write_bytes(made.png())
+    with pytest.raises(UserError, match=r"^'caf\\udce9': the name of this file is not UTF-8"):
+        images_by_name(tmp_path)

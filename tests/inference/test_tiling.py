@@ -295,8 +295,13 @@ def test_official_sizes(tiny):
     ("options", "message"),
     [
         ({"latent_tile": 32, "latent_overlap": 32}, "latent_overlap 32: give at least 0 and less"),
-        ({"encoder_tile": 0}, "encoder_tile 0: give a positive size"),
-        ({"decoder_tile": -1}, "decoder_tile -1: give a positive size"),
+        ({"latent_tile": 0}, "^latent_tile 0: give 2 or more$"),
+        ({"latent_tile": -64}, "^latent_tile -64: give 2 or more$"),
+        ({"latent_overlap": -1}, "^latent_overlap -1: give 0 or more$"),
+        ({"encoder_tile": 0}, "^encoder_tile 0: give 8 or more$"),
+        ({"decoder_tile": -1}, "^decoder_tile -1: give 1 or more$"),
+        ({"process_size": 3}, "^process_size 3: give 4 to 16384$"),
+        ({"process_size": 10**20}, "^process_size 1(0{20}): give 4 to 16384$"),
     ],
 )
 def test_impossible_options(options, message):

@@ -80,6 +80,24 @@ def test_unknown(here, capsys, table, row, col, message):
     assert err.count("\n") == 1
 
 
+def test_from_another_folder_and_through_a_link(here, capsys, tmp_path, monkeypatch):
+    assert explain("table2.csv", "minmax-W8A8", "psnr") == 0
+    expected = capsys.readouterr().out
+    table = here / TABLES / "table2.csv"
+    (tmp_path / "link.csv").symlink_to(table)
+    cell = ["--row", "minmax-W8A8", "--col", "psnr"]
+    for folder, given in (
+        (tmp_path, table),
+        (tmp_path, "link.csv"),
+        (here / "results" / "test", "tables/table2.csv"),
+    ):
+        monkeypatch.chdir(folder)
+        assert main(["explain", str(given), *cell]) == 0
+        assert capsys.readouterr().out == expected
+        assert Path.cwd() == folder
+    monkeypatch.chdir(here)
+
+
 def test_a_mean_that_differs_is_refused(here, capsys):
     path = Path("results/test/scores/minmax-W8A8-UV-s0/psnr.csv")
     rows = list(csv.DictReader(path.read_text().splitlines()))

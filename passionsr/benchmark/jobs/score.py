@@ -22,7 +22,7 @@ from passionsr.benchmark.job_code import metric_code
 from passionsr.benchmark.paths import image_folder, pairs_to_test, scores_file, sheet
 from passionsr.data.datasets import ImagePair, read_pair, read_sheet
 from passionsr.data.image_folders import composed, images_by_name
-from passionsr.data.images import read_uint8
+from passionsr.data.images import check_image_file, read_uint8
 from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, check_metrics
 from passionsr.metrics.weights import fetch_problems, unavailable_reason
 from passionsr.models.family import get_family
@@ -140,8 +140,7 @@ def image_hashes(images: Iterable[ScoredImage]) -> dict[Path, str]:
         reference = [image.reference] if image.reference else []
         paths |= dict.fromkeys([*output, image.pair.hr, *reference])
     for path in paths:
-        if not path.is_file():
-            raise UserError(f"{path}: image not found")
+        check_image_file(path)
     return {path: sha256_file(path) for path in paths}
 
 

@@ -30,6 +30,7 @@ from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError, check_sha256, sha256_file, write_json
 from passionsr.utils.finite import is_finite
 from passionsr.utils.foreign_files import is_foreign
+from passionsr.utils.outputs import check_output_folder
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +77,8 @@ def load_pickle(path: str | Path) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise UserError(f"{path}: file not found")
+        found = "is a folder, expected a file of weights" if path.is_dir() else "file not found"
+        raise UserError(f"{path}: {found}")
     instead = kind_of(path)
     if instead:
         raise UserError(
@@ -274,6 +276,7 @@ def import_osediff(
         raise UserError(f"entry {entry!r} is unknown: give one of {', '.join(ENTRIES)}")
     if output.exists():
         raise UserError(f"{output} is there already; remove it or give another folder")
+    check_output_folder(output)
     updates = read_checkpoint(checkpoint, sha256)
     folder = find_base(base, revision)
     if entry == "osediff" and not has_text_encoder(folder):
