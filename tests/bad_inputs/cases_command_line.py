@@ -13,7 +13,7 @@ from passionsr.data.crops import read_list
 CONFIG = Path(__file__).parents[2] / "config"
 QUANTIZE = ["quantize", "out", "--method", "minmax", "--scheme", "W8A8", "--calibration", "cal"]
 QUANTIZE += ["--methods", str(CONFIG / "methods.yaml")]
-NOT_UTF8 = "not a text file in UTF-8 (byte 4); save it in that encoding"
+NOT_UTF8 = "not a text file in UTF-8 (byte 5 does not belong there): save it as UTF-8"
 COMPOSED, DECOMPOSED = "caf\u00e9", "cafe\u0301"
 
 
@@ -155,7 +155,7 @@ TEXTS = [
     ("times that are not UTF-8", text_file("times.tsv", read_times), f"times.tsv: {NOT_UTF8}"),
     ("data list that is not UTF-8", text_file("list.tsv", read_list), f"list.tsv: {NOT_UTF8}"),
     ("folder as a table of times", folder_as("t.tsv", lambda _: lambda: read_times(Path("t.tsv"))),
-     "t.tsv: is a folder, expected a text file"),
+     "t.tsv: is a folder, expected a file"),
 ]  # fmt: skip
 SMALL = [
     ("name of another format", upscale(output="sr.jpg"),

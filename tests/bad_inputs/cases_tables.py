@@ -160,15 +160,15 @@ ROWS = [
         kind=7,
         given="no runs",
         prepare=checked(runs=[]),
-        answer="config/made.yaml: runs: [] given, expected a list of at least 1 entry, each a "
+        answer="config/made.yaml line 13: runs: [] given, expected a list of at least 1 entry, each a "
         "mapping with the keys methods, schemes, scopes, seeds",
     ),
     BadInput(
         kind=7,
         given="no seeds",
         prepare=checked(runs=[{**BLOCK, "seeds": []}]),
-        answer="config/made.yaml: runs[0].seeds: [] given, expected a list of at least 1 entry, "
-        "each an integer of at least 0",
+        answer="config/made.yaml line 21: runs[0].seeds: [] given, expected a list of at least 1 "
+        "entry, each an integer from 0 to 9223372036854775807",
     ),
     BadInput(
         kind=7,
