@@ -34,6 +34,7 @@ from passionsr.report.table_list import (
     TABLES,
     Column,
     TableSpec,
+    on_gpu,
 )
 from passionsr.utils.files import UserError, read_text
 
@@ -101,6 +102,7 @@ def table_section(spec: TableSpec, table: pd.DataFrame) -> str:
 
     table: the CSV, as `read_table` reads it.
     """
+    spec = on_gpu(spec) if "gpu_mib" in table else spec
     own = measured_rows(table)
     metrics = [name for name in METRICS if name in table]
     shown = [name for name in metrics if _is_shown(own, name)]
