@@ -72,8 +72,8 @@ class QALoRA(nn.Module):
         super().__init__()
         weight = layer.weight
         fan_in = math.prod(weight.shape[1:])
-        # PyTorch's default layer initialisation for A, zero for B. A is drawn on the CPU, so that it
-        # is the same on any device.
+        # PyTorch's default layer initialisation for A, zero for B. A is drawn on the CPU: the same
+        # numbers on any device.
         drawn = torch.empty(rank, *weight.shape[1:]).uniform_(-1, 1) / fan_in**0.5
         self.a = nn.Parameter(drawn.to(weight.device))
         self.b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))

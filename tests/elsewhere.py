@@ -8,10 +8,12 @@ knows the device as "meta", the one that needs no hardware and that autograd acc
 """
 
 import contextlib
+import dataclasses
+import functools
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
 
 DEVICE = "meta"
 aten = torch.ops.aten
@@ -53,71 +55,112 @@ class _Mode(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
+class _Literals(TorchFunctionMode):
+    """torch.tensor and its like read numbers below the modes above: made here, then moved."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        place = kwargs.get("device")
+        if func not in (torch.tensor, torch.as_tensor) or place is None:
+            return func(*args, **kwargs)
+        return func(*args, **{**kwargs, "device": "cpu"}).to(place)
+
+
 @contextlib.contextmanager
 def pretended():
     """Inside, DEVICE is an accelerator."""
-    with _Mode():
+    with _Literals(), _Mode():
         yield
 
 
 def held(value):
-    """The CPU tensor below one that is elsewhere; anything else as it is."""
-    return value.held if isinstance(value, Elsewhere) else value
+    """The CPU tensors below those that are elsewhere; anything else as it is."""
+    if isinstance(value, Elsewhere):
+        return value.held
+    if isinstance(value, (list, tuple)):
+        return type(value)(map(held, value))
+    return value
 
 
-def _is_number(tensor):
-    return tensor.ndim == 0 and not isinstance(tensor, Elsewhere)
+def _wrapped(value):
+    if isinstance(value, torch.Tensor):
+        return Elsewhere(value)
+    return type(value)(map(_wrapped, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _leaves(values):
+    """The values, and those in lists of them. (torch's pytree takes most of a test's time.)"""
+    for value in values:
+        if isinstance(value, (list, tuple)):
+            yield from value
+        else:
+            yield value
+
+
+@dataclasses.dataclass(frozen=True)
+class Operation:
+    """Of an aten operation: arguments that it writes to, whether it returns these, elementwise."""
+
+    written: tuple[tuple[int, str], ...]
+    returns_written: int
+    pointwise: bool
+
+    @classmethod
+    @functools.cache
+    def of(cls, func):
+        """Read from its schema."""
+        arguments, returns = func._schema.arguments, func._schema.returns
+        written = [
+            (i, a.name) for i, a in enumerate(arguments) if a.alias_info and a.alias_info.is_write
+        ]
+        returned = sum(bool(r.alias_info and r.alias_info.is_write) for r in returns)
+        return cls(tuple(written), returned, torch.Tag.pointwise in func.tags)
+
+    def outputs(self, args, kwargs):
+        """The tensors that it writes to."""
+        found = [args[i] if i < len(args) else kwargs.get(name) for i, name in self.written]
+        return [tensor for tensor in found if tensor is not None]
 
 
 def _refuse_mixing(func, args, kwargs, there):
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, torch.Tensor)]
+    about = Operation.of(func)
+    leaves = list(_leaves((*args, *kwargs.values())))
+    tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
+    assert all(isinstance(t, Elsewhere) or not t.is_meta for t in tensors), f"{func}: no values"
+    if there and any(isinstance(v, torch.Generator) for v in leaves):
+        raise RuntimeError(f"{func}: a generator of the CPU for a tensor elsewhere")
     if func in COPIES:
         return
-    if func in INDEXED:  # indices may be on the CPU, self and values must be in one place
+    if func in INDEXED and isinstance(args[0], Elsewhere):  # the indices may be on the CPU
         tensors = [t for t in (args[0], *args[2:]) if isinstance(t, torch.Tensor)]
-        if not isinstance(args[0], Elsewhere):
-            tensors += [t for t in args[1] if t is not None]
-    if torch.Tag.pointwise in func.tags and not _writes_to_the_cpu(func, args):
-        tensors = [t for t in tensors if not _is_number(t)]
-    places = {isinstance(t, Elsewhere) for t in tensors}
-    if len(places) > 1:
-        shapes = [f"{'there' if isinstance(t, Elsewhere) else 'cpu'} {list(t.shape)}"
-                  for t in tensors]  # fmt: skip
-        raise RuntimeError(f"{func}: tensors on two devices: {', '.join(shapes)}")
-    if there and any(isinstance(v, torch.Generator) for v in tree_leaves((args, kwargs))):
-        raise RuntimeError(f"{func}: a generator of the CPU for a tensor elsewhere")
-
-
-def _written(func, args, kwargs):
-    """The arguments that an operation writes to."""
-    names = [a.name for a in func._schema.arguments if a.alias_info and a.alias_info.is_write]
-    given = {a.name: v for a, v in zip(func._schema.arguments, args, strict=False)} | kwargs
-    return [given[name] for name in names if name in given]
-
-
-def _writes_to_the_cpu(func, args):
-    written = _written(func, args, {})
-    return any(isinstance(t, torch.Tensor) and not isinstance(t, Elsewhere) for t in written)
+    if about.pointwise and all(isinstance(t, Elsewhere) for t in about.outputs(args, kwargs)):
+        tensors = [t for t in tensors if t.ndim or isinstance(t, Elsewhere)]
+    if len({isinstance(t, Elsewhere) for t in tensors}) > 1:
+        places = (
+            f"{'there' if isinstance(t, Elsewhere) else 'here'} {[*t.shape]}" for t in tensors
+        )
+        raise RuntimeError(f"{func}: tensors on two devices: {', '.join(places)}")
 
 
 def run(func, args, kwargs):
     """One operation: refused if it mixes devices, else done on the CPU."""
     place = kwargs.get("device")
     if place is None:
-        there = any(isinstance(t, Elsewhere) for t in tree_leaves((args, kwargs)))
+        there = any(isinstance(t, Elsewhere) for t in _leaves((*args, *kwargs.values())))
     else:
         there = torch.device(place).type == DEVICE
         kwargs = {**kwargs, "device": "cpu"}
     _refuse_mixing(func, args, kwargs, there)
-    result = func(*tree_map(held, args), **tree_map(held, kwargs))
+    result = func(*map(held, args), **{name: held(value) for name, value in kwargs.items()})
     if not there:
         return result
-    written = _written(func, args, kwargs)
-    if written and any(r.alias_info and r.alias_info.is_write for r in func._schema.returns):
-        for tensor in written:  # a wrapper's shape is fixed
-            assert tensor.shape == held(tensor).shape, f"{func} changes a shape in place"
-        return written[0] if len(func._schema.returns) == 1 else tuple(written)
-    return tree_map(lambda t: Elsewhere(t) if isinstance(t, torch.Tensor) else t, result)
+    about = Operation.of(func)
+    if not about.returns_written:
+        return _wrapped(result)
+    outputs = about.outputs(args, kwargs)
+    for tensor in outputs:  # a wrapper's shape is fixed
+        assert tensor.shape == held(tensor).shape, f"{func} changes a shape in place"
+    return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
 def elsewhere(module):

@@ -146,8 +146,8 @@ def calibration_key(
     """Digest of all that a calibration depends on.
 
     run_digest: of the configuration. code: of the sources (`code_digest`). model: the float model.
-    tensors: the calibration data. Torch's and numba's versions, the kind of CPU and the GPU that the
-    model is on are included, because another one may choose other kernels.
+    tensors: the calibration data. Torch's and numba's versions, the kind of CPU and the GPU that
+    the model is on are included, because another one may choose other kernels.
     """
     digest = hashlib.sha256(f"{run_digest} {code}".encode())
     # The CPU's capabilities and the threads decide in which order numbers are summed.

@@ -74,9 +74,7 @@ class MetricSuite:
     Metrics that cannot be built here are in `missing` (name -> reason); they have no scores.
     """
 
-    def __init__(
-        self, names: Sequence[str], cache: str | Path | None = None, device: str = "cpu"
-    ):
+    def __init__(self, names: Sequence[str], cache: str | Path | None = None, device: str = "cpu"):
         self.names = check_metrics(names)
         prepare_device(device, strict=False)
         self.device = torch.device(device)
@@ -106,9 +104,7 @@ class MetricSuite:
         chatter = io.StringIO()
         try:
             with contextlib.redirect_stdout(chatter), checked_downloads(metric.pyiqa, self.cache):
-                model = pyiqa.create_metric(
-                    metric.pyiqa, device=self.device, **metric.settings
-                )
+                model = pyiqa.create_metric(metric.pyiqa, device=self.device, **metric.settings)
         except Exception as err:  # pyiqa raises whatever its downloads raise
             if not is_hub_only(metric.pyiqa):
                 raise

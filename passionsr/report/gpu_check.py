@@ -1,4 +1,4 @@
-"""`make gpu-check`: does everything work on this machine's GPU, and what would the paper's scale take?
+"""`make gpu-check`: does all work on this machine's GPU, and what would the paper's scale take?
 
 Four parts, in at most eight minutes, written as one Markdown table:
 

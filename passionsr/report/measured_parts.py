@@ -1,4 +1,4 @@
-"""What the parts of a calibration cost: seconds and memory of each, and hours at the paper's scale."""
+"""Seconds and memory of each part of a calibration, and its hours at the paper's scale."""
 
 from __future__ import annotations
 

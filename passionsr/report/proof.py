@@ -18,7 +18,7 @@ from passionsr.utils.files import write_text
 
 
 class PartRow(NamedTuple):
-    """One part of a run. steps: of a fit stage, None elsewhere. peak_mib: so far (`RunRecord.memory`)."""
+    """One part of a run. steps: of a fit stage, None elsewhere. peak_mib: as in `RunRecord`."""
 
     run: str
     part: str
@@ -53,7 +53,7 @@ def run_rows(config: Config, run: Run) -> list[PartRow]:
 
 
 def summary_titles(parts: Iterable[str], device: str) -> list[str]:
-    """Column titles of `summary`; parts: titles of the model's parts, device: the configuration's."""
+    """Column titles of `summary`; parts: titles of the model's parts, device: where it ran."""
     return [
         "run",
         *(f"{part} layers" for part in parts),

@@ -1,4 +1,4 @@
-"""`make gpu-check` without a GPU: what it says then, and its parts on the CPU with the tiny model."""
+"""`make gpu-check` without a GPU: what it says, and its parts on the CPU with the tiny model."""
 
 import dataclasses
 
@@ -187,7 +187,10 @@ def test_every_mini_run_has_a_number_of_the_cpu():
 
 
 def test_the_report(tmp_path):
-    rows = [lib.Row("contract", "minmax", "ok", "", 1.25, 17.4), lib.Row("hours", "x", "no", failed=True)]
+    rows = [
+        lib.Row("contract", "minmax", "ok", "", 1.25, 17.4),
+        lib.Row("hours", "x", "no", failed=True),
+    ]
     text = lib.write_report(rows, lib.about("cpu"), tmp_path / "table.md")
     assert text == (tmp_path / "table.md").read_text()
     assert "2 rows, 1 failed" in text
