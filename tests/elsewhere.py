@@ -10,9 +10,9 @@ knows the device as "meta", the one that needs no hardware and that autograd acc
 import contextlib
 import dataclasses
 import functools
+from unittest import mock
 
 import torch
-from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 DEVICE = "meta"
@@ -55,21 +55,21 @@ class _Mode(TorchDispatchMode):
         return run(func, args, kwargs or {})
 
 
-class _Literals(TorchFunctionMode):
-    """torch.tensor and its like read numbers below the modes above: made here, then moved."""
+def _placing(make):
+    """torch.tensor and its like read numbers below the modes: made here, then moved."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        place = kwargs.get("device")
-        if func not in (torch.tensor, torch.as_tensor) or place is None:
-            return func(*args, **kwargs)
-        return func(*args, **{**kwargs, "device": "cpu"}).to(place)
+    def placed(*args, device=None, **kwargs):
+        made = make(*args, **kwargs)
+        return made if device is None else made.to(device)
+
+    return placed
 
 
 @contextlib.contextmanager
 def pretended():
     """Inside, DEVICE is an accelerator."""
-    with _Literals(), _Mode():
+    placing = {name: _placing(getattr(torch, name)) for name in ("tensor", "as_tensor")}
+    with mock.patch.multiple(torch, **placing), _Mode():
         yield
 
 
@@ -122,13 +122,10 @@ class Operation:
         return [tensor for tensor in found if tensor is not None]
 
 
-def _refuse_mixing(func, args, kwargs, there):
+def _refuse_mixing(func, args, kwargs):
+    """Raise unless this mixture of devices is one that a GPU allows."""
     about = Operation.of(func)
-    leaves = list(_leaves((*args, *kwargs.values())))
-    tensors = [t for t in leaves if isinstance(t, torch.Tensor)]
-    assert all(isinstance(t, Elsewhere) or not t.is_meta for t in tensors), f"{func}: no values"
-    if there and any(isinstance(v, torch.Generator) for v in leaves):
-        raise RuntimeError(f"{func}: a generator of the CPU for a tensor elsewhere")
+    tensors = [t for t in _leaves((*args, *kwargs.values())) if isinstance(t, torch.Tensor)]
     if func in COPIES:
         return
     if func in INDEXED and isinstance(args[0], Elsewhere):  # the indices may be on the CPU
@@ -136,24 +133,29 @@ def _refuse_mixing(func, args, kwargs, there):
     if about.pointwise and all(isinstance(t, Elsewhere) for t in about.outputs(args, kwargs)):
         tensors = [t for t in tensors if t.ndim or isinstance(t, Elsewhere)]
     if len({isinstance(t, Elsewhere) for t in tensors}) > 1:
-        places = (
-            f"{'there' if isinstance(t, Elsewhere) else 'here'} {[*t.shape]}" for t in tensors
-        )
-        raise RuntimeError(f"{func}: tensors on two devices: {', '.join(places)}")
+        here = [[*t.shape] for t in tensors if not isinstance(t, Elsewhere)]
+        raise RuntimeError(f"{func}: tensors on two devices; shapes on the CPU: {here}")
 
 
 def run(func, args, kwargs):
     """One operation: refused if it mixes devices, else done on the CPU."""
-    place = kwargs.get("device")
-    if place is None:
-        there = any(isinstance(t, Elsewhere) for t in _leaves((*args, *kwargs.values())))
-    else:
-        there = torch.device(place).type == DEVICE
+    there = here = False
+    for leaf in _leaves((*args, *kwargs.values())):
+        if isinstance(leaf, Elsewhere):
+            there = True
+        elif isinstance(leaf, torch.Tensor):
+            here = True
+            assert not leaf.is_meta, f"{func}: a tensor without values"
+    if here and there:
+        _refuse_mixing(func, args, kwargs)
+    if "device" in kwargs and kwargs["device"] is not None:
+        there = torch.device(kwargs["device"]).type == DEVICE
         kwargs = {**kwargs, "device": "cpu"}
-    _refuse_mixing(func, args, kwargs, there)
-    result = func(*map(held, args), **{name: held(value) for name, value in kwargs.items()})
     if not there:
-        return result
+        return func(*map(held, args), **{name: held(value) for name, value in kwargs.items()})
+    if isinstance(kwargs.get("generator"), torch.Generator):
+        raise RuntimeError(f"{func}: a generator of the CPU for a tensor elsewhere")
+    result = func(*map(held, args), **{name: held(value) for name, value in kwargs.items()})
     about = Operation.of(func)
     if not about.returns_written:
         return _wrapped(result)

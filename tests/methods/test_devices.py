@@ -14,7 +14,6 @@ from passionsr.calibration.sub_models import in_sequence
 from passionsr.inference.options import InferenceOptions
 from passionsr.inference.super_resolve import super_resolve
 from passionsr.methods.base import load_method, quantize_model
-from passionsr.methods.passionsr import official_values
 from passionsr.models.tiny import SmallShape, small_model
 from passionsr.quantization.artifact import load_quantized, save_quantized
 from passionsr.quantization.diagnostics import let_ranges, sensitivity
@@ -33,31 +32,24 @@ FAST = {
     "passionsr.baselines.efficientdm:EfficientDM": {"steps": 1, "lora_lr": 0.01},
     "passionsr.baselines.ptq4dm:PTQ4DM": {"candidates": 3},
 }  # fmt: skip
-# Of every class and all switches at once the whole model, of the other rows the UNet.
-WHOLE = ("minmax", "lsq", "ptq4dm", "qdiffusion", "efficientdm", "passionsr", "official_all")
-# What the registry's rows do not reach.
-VARIANTS = [
-    ("lsq", {"optimizer": "sgd", "lsq_init": "paper", "per_channel": False}),
-    ("ptq4dm", {"symmetric": False, "candidates": 2}),
-    ("qdiffusion", {"weight_init": "max", "act_init": "ema", "sm_bits": 16}),
-    ("efficientdm", {"exceptions": "native"}),
-    ("passionsr", {"let_latent_size": 4, "lr_unit": "level", "lbq_form": "int_zp"}),
-]
-W4A4 = Scheme.parse("W4A4")
-
-
-def in_official_all(name):
-    """Whether a row's switches are all on in official_all, too."""
-    options, switches = METHODS[name].options, official_values()
-    return bool(options) and all(switches.get(k, not v) == v for k, v in options.items())
-
-
-OTHERS = [name for name in METHODS if name not in WHOLE and not in_official_all(name)]
+# Of every class and all switches at once the whole model; of the other options the UNet, several at
+# a time. `test_no_row_is_left_out` compares them with the registry.
 CASES = [
-    *((name, {}, "UV") for name in WHOLE),
-    *((name, {}, "U") for name in OTHERS),
-    *((name, options, "U") for name, options in VARIANTS),
-]
+    *((name, {}, "UV") for name in ("minmax", "lsq", "ptq4dm", "qdiffusion", "efficientdm")),
+    ("passionsr", {}, "UV"),
+    ("official_all", {}, "UV"),
+    ("lsq_plus", {}, "U"),
+    ("lsq", {"optimizer": "sgd", "lsq_init": "paper", "per_channel": False}, "U"),
+    ("ptq4dm", {"symmetric": False, "candidates": 2, "act_quant_site": "output"}, "U"),
+    ("qdiffusion", {"adaround_split_reg": "official", "weight_init": "max", "act_init": "ema",
+                    "sm_bits": 16}, "U"),
+    ("efficientdm", {"qalora_base": "int", "act_zp": "real", "exceptions": "native"}, "U"),
+    ("passionsr_no_let", {"lr_unit": "absolute"}, "U"),
+    ("passionsr_no_dqc", {"let_latent_size": 8, "lr_unit": "level", "lbq_form": "int_zp"}, "U"),
+    ("passionsr_no_lbq", {"quantize_bias": False}, "U"),
+    ("official_sample_reinit", {}, "U"),
+]  # fmt: skip
+W4A4 = Scheme.parse("W4A4")
 
 
 @pytest.fixture(scope="module")
@@ -109,17 +101,26 @@ def check(model, log):
 def test_calibration_and_inference(name, options, scope, there, batches):
     """Swapping, range passes, every fit stage forward and backward, freezing, one forward."""
     with pretended():
-        method = build(name, options)
-        model, log, _ = quantize_model(method, there, W4A4, scope, batches)
+        model, log, _ = quantize_model(build(name, options), there, W4A4, scope, batches)
         check(model, log)
-    assert bool(log.stages) == (name not in ("minmax", "ptq4dm", "official_quant_site"))
+    assert bool(log.stages) == (name not in ("minmax", "ptq4dm"))
 
 
-def test_switches_that_official_all_runs():
-    """No row of the registry is left out: it has a case, or its switches are on in official_all."""
-    switches = [name for name in METHODS if in_official_all(name)]
-    assert {name for name, *_ in CASES} | set(switches) == set(METHODS)
-    assert len(switches) == 11
+def test_no_row_is_left_out():
+    """Each row of the registry has a case of its class with its options, step sizes aside."""
+    cases = [build(name, options) for name, options, _ in CASES]
+
+    def has_a_case(entry):
+        kind = type(load_method(entry.target))
+        options = {k: v for k, v in entry.options.items()
+                   if k != "official" and not k.endswith("_lr")}  # fmt: skip
+        return any(
+            type(case) is kind and all(getattr(case, k) == v for k, v in options.items())
+            for case in cases
+        )
+
+    assert [name for name, entry in METHODS.items() if not has_a_case(entry)] == []
+    assert build("official_all", {}) in cases
 
 
 def test_batches_there(there):

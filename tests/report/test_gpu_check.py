@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from passionsr.benchmark.config import load_config, load_methods
-from passionsr.benchmark.jobs.data import make_data
+from passionsr.benchmark.jobs import calibrate as calibrate_job
+from passionsr.benchmark.jobs import infer as infer_job
+from passionsr.benchmark.paths import image_folder, pairs_to_test
+from passionsr.data.images import read_uint8
+from passionsr.metrics.suite import MetricSuite
 from passionsr.models.tiny import tiny_model
 from passionsr.report import gpu_check as lib
 from passionsr.report.measured_parts import PartCost, hours, one_calibration
-
-STEPS = {"encoder", "unet", "decoder"}
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU here")
@@ -35,10 +37,9 @@ def test_a_package_that_is_missing(monkeypatch, capsys):
     )
 
 
-@pytest.mark.parametrize("name", ["minmax", "efficientdm"])
-def test_contract(name, tiny):
-    row = lib.contract(load_methods(lib.METHODS)[name], tiny, lib.tiny_batches(tiny), "cpu")
-    assert (row.part, row.what, row.result, row.failed) == ("contract", name, "ok", False)
+def test_contract(tiny):
+    row = lib.contract(load_methods(lib.METHODS)["minmax"], tiny, lib.tiny_batches(tiny), "cpu")
+    assert (row.part, row.what, row.result, row.failed) == ("contract", "minmax", "ok", False)
     assert row.seconds > 0
 
 
@@ -139,6 +140,7 @@ def benchmark(tmp_path, monkeypatch):
 
 
 def test_fidelity_beside_the_cpu(benchmark, tmp_path, monkeypatch):
+    """The number is the one of the column "PSNR to FP32"; a band decides, where there is one."""
     bands = tmp_path / "expected.tsv"
     bands.write_text(
         "results\ttable\tbits\tmethod\tmetric\tlow\thigh\n"
@@ -147,36 +149,22 @@ def test_fidelity_beside_the_cpu(benchmark, tmp_path, monkeypatch):
     )
     monkeypatch.setattr(lib, "BANDS", bands)
     (row,) = lib.fidelity_rows(benchmark, "there", lambda: 1.0)
-    value = float(row.result.removesuffix(" dB"))
-    assert 10 < value < 60
     assert (row.on_cpu, row.failed) == ("50.00 dB (0.00 to 100.00)", False)
-    (row,) = lib.fidelity_rows(benchmark, "broken", lambda: 1.0)
-    assert row.failed
-    assert row.result == f"{value:.2f} dB, outside its band"
-    (row,) = lib.fidelity_rows(benchmark, "nowhere", lambda: 1.0)
-    assert (row.on_cpu, row.failed) == ("unknown", False)
-
-
-def test_psnr_is_the_metric_of_the_tables(benchmark):
-    """The number of the column "PSNR to FP32", without pyiqa."""
-    from passionsr.benchmark.jobs.calibrate import calibrate
-    from passionsr.benchmark.jobs.infer import infer, reference
-    from passionsr.benchmark.paths import image_folder, pairs_to_test
-    from passionsr.data.images import read_uint8
-    from passionsr.metrics.suite import MetricSuite
-
-    make_data(benchmark)
-    reference(benchmark)
-    (run,) = benchmark.runs
-    calibrate(benchmark, run)
-    infer(benchmark, run)
-    (pair,) = pairs_to_test(benchmark)
+    (run,), (pair,) = benchmark.runs, pairs_to_test(benchmark)
     ours, floats = (
         read_uint8(image_folder(benchmark, name) / f"{pair.name}.png")
         for name in (run.run_id, "fp32")
     )
     expected = MetricSuite(["psnr_fp"]).score(ours, ours, floats)["psnr_fp"]
     assert lib.psnr_to_float(benchmark, run) == pytest.approx(expected, rel=1e-5)  # float32
+    assert row.result == f"{expected:.2f} dB"
+    # The images are there now.
+    monkeypatch.setattr(calibrate_job, "calibrate", lambda *_: None)
+    monkeypatch.setattr(infer_job, "infer", lambda *_: None)
+    row = lib.fidelity(benchmark, run, "broken")
+    assert (row.result, row.failed) == (f"{expected:.2f} dB, outside its band", True)
+    row = lib.fidelity(benchmark, run, "nowhere")
+    assert (row.on_cpu, row.failed) == ("unknown", False)
 
 
 def test_every_mini_run_has_a_number_of_the_cpu():
@@ -194,4 +182,4 @@ def test_the_report(tmp_path):
     text = lib.write_report(rows, lib.about("cpu"), tmp_path / "table.md")
     assert text == (tmp_path / "table.md").read_text()
     assert "2 rows, 1 failed" in text
-    assert "| contract | minmax | ok       |             | 1.2       | 17         |" in text
+    assert "| contract | minmax | ok | | 1.2 | 17 |" in " ".join(text.split())
