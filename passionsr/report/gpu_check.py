@@ -218,9 +218,11 @@ def cpu_band(config: Config, run: Run, results: str) -> tuple[float, float] | No
     from passionsr.report.bands import read_bands
 
     title = config.entries[run.method].title
-    known = read_bands(BANDS).get(results, {})
-    found = [known.get((table, run.scheme, title, "psnr_fp")) for table in ("table2", "table4")]
-    return next((band for band in found if band is not None), None)
+    for (table, _, bits, method, metric), band in read_bands(BANDS).get(results, {}).items():
+        row = table in ("table2", "table4"), bits, method, metric
+        if row == (True, run.scheme, title, "psnr_fp"):
+            return band
+    return None
 
 
 def fidelity(config: Config, run: Run, results: str) -> Row:

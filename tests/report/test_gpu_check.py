@@ -143,9 +143,9 @@ def test_fidelity_beside_the_cpu(benchmark, tmp_path, monkeypatch):
     """The number is the one of the column "PSNR to FP32"; a band decides, where there is one."""
     bands = tmp_path / "expected.tsv"
     bands.write_text(
-        "results\ttable\tbits\tmethod\tmetric\tlow\thigh\n"
-        "there\ttable2\tW6A6\tMinMax\tpsnr_fp\t0\t100\n"
-        "broken\ttable4\tW6A6\tMinMax\tpsnr_fp\t0\t1\n"
+        "results\ttable\tdataset\tbits\tmethod\tmetric\tlow\thigh\n"
+        "there\ttable2\tx\tW6A6\tMinMax\tpsnr_fp\t0\t100\n"
+        "broken\ttable4\tx\tW6A6\tMinMax\tpsnr_fp\t0\t1\n"
     )
     monkeypatch.setattr(lib, "BANDS", bands)
     (row,) = lib.fidelity_rows(benchmark, "there", lambda: 1.0)
