@@ -8,7 +8,7 @@ BIN := $(abspath $(VENV))/bin
 unexport PYTHONDONTWRITEBYTECODE
 export PATH := $(BIN):$(PATH)
 
-.PHONY: all test test-fast bad-inputs lint docs reference bench readme pull wheel lock clean
+.PHONY: all test test-fast bad-inputs gpu-check lint docs reference bench readme pull wheel lock clean
 
 all: $(VENV)/.ready
 	snakemake --cores $(CORES) all
@@ -24,6 +24,10 @@ test test-fast: lint
 # What users bring and cannot be used, with the answer, exit status and files of each.
 bad-inputs: $(VENV)/.ready
 	python -m pytest -q -m bad_inputs tests/bad_inputs
+
+# On a machine with a GPU, with whatever torch python3 has: is everything right there, and what would the paper's scale take?
+gpu-check:
+	$(PYTHON) -m passionsr.report.gpu_check
 
 lint: $(VENV)/.ready
 	ruff check .

@@ -72,9 +72,11 @@ class QALoRA(nn.Module):
         super().__init__()
         weight = layer.weight
         fan_in = math.prod(weight.shape[1:])
-        # PyTorch's default layer initialisation for A, zero for B.
-        self.a = nn.Parameter(torch.empty(rank, *weight.shape[1:]).uniform_(-1, 1) / fan_in**0.5)
-        self.b = nn.Parameter(torch.zeros(weight.shape[0], rank))
+        # PyTorch's default layer initialisation for A, zero for B. A is drawn on the CPU: the same
+        # numbers on any device.
+        drawn = torch.empty(rank, *weight.shape[1:]).uniform_(-1, 1) / fan_in**0.5
+        self.a = nn.Parameter(drawn.to(weight.device))
+        self.b = nn.Parameter(weight.new_zeros(weight.shape[0], rank))
         self.requires_grad_(False)
         self.steps: Tensor | None = None
         if integer_base:

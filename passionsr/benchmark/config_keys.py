@@ -182,8 +182,11 @@ class ConfigFile(StrictModel):
             pattern="^(cpu|cuda(:[0-9]+)?)$",
             json_schema_extra={"expected": "cpu, cuda or cuda:<number>"},
         ),
-    ] = Field(default="cpu", json_schema_extra=reaches("reference", "calibrate", "infer", "report"))
-    """Torch device of reference, calibration and inference."""
+    ] = Field(
+        default="cpu",
+        json_schema_extra=reaches("reference", "calibrate", "infer", "score", "report"),
+    )
+    """Torch device of reference, calibration, inference and scoring."""
     posterior: Literal["mean", "sample"] = Field(
         default="mean", json_schema_extra=reaches("reference", "infer")
     )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from passionsr.benchmark.config import Config
 from passionsr.models.family import get_family
-from passionsr.utils.files import UserError
+from passionsr.utils.device import prepare_device
 
 if TYPE_CHECKING:
     from passionsr.models.one_step import OneStepSR
@@ -24,14 +24,8 @@ def load_float_model(config: Config) -> OneStepSR:
 
 
 def to_device(model: OneStepSR, config: Config) -> OneStepSR:
-    """`model` on the configuration's device; UserError where torch has none."""
-    if config.device != "cpu":
-        import torch
-
-        if not torch.cuda.is_available():
-            raise UserError(
-                f"device is {config.device}, but torch finds no GPU here; set device: cpu"
-            )
+    """`model` on the configuration's device, made ready by `prepare_device`."""
+    prepare_device(config.device)
     return model.to(config.device)
 
 

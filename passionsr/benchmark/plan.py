@@ -4,12 +4,14 @@ Times are measured: those of a finished run of this very configuration, else row
 config/job_times.tsv, scaled by the work to do:
 
 - calibrate: image visits: images x epochs, or steps x images per step, by the method's own options;
-- reference and infer: test images; score: test images x runs;
+- reference and infer: test images; score: test images x runs, whose cost does not depend on the
+  model;
 - data, metric_weights, sensitivity, tables, table3, figures: one job of that model.
 
 Start-up and imports are not scaled. A job that runs the model and that nobody has measured at its
 scale is taken from the mini model's row, times the ratio of what PassionSR's calibration of one
-image takes here and there; other jobs count 0 s. The plan says which times are what.
+image takes here and there; a scoring job from that row as it is. Other jobs count 0 s. The plan
+says which times are what.
 """
 
 from __future__ import annotations
@@ -29,7 +31,7 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.job_graph import Job, build_jobs
 from passionsr.benchmark.job_memory import job_memory, too_small
 from passionsr.benchmark.paths import calibration_pairs, image_folder, pairs_to_test, run_folder
-from passionsr.benchmark.schedule import ON_GPU, RUN_THE_MODEL, Schedule, schedule
+from passionsr.benchmark.schedule import ON_GPU, Schedule, schedule
 from passionsr.benchmark.timing import BENCHMARKS, JobTime, read_time
 from passionsr.data.crops import read_crops
 from passionsr.utils.files import UserError, read_rows, write_text
@@ -48,6 +50,7 @@ COLUMNS = (
 )  # fmt: skip
 NUMBERS = COLUMNS[3:8]
 SCALED = ", scaled by PassionSR's calibration"
+UNSCALED = ": scores of an image of its size"
 SCALE_FROM, PASSIONSR = "models/mini", "passionsr.methods.passionsr:PassionSR"
 
 
@@ -171,9 +174,12 @@ def estimate(config: Config, job: Job, times: Sequence[Mapping[str, str]]) -> Es
 def _scaled_estimate(config: Config, job: Job, times: Sequence[Mapping[str, str]]) -> Estimate:
     """A job nobody has measured at this scale: the small model's time, times PassionSR's ratio."""
     unknown = Estimate(0.0, 0.0, None)
-    if job.kind not in RUN_THE_MODEL:
+    if job.kind not in ON_GPU:
         return unknown
     row = _first_row(times, SCALE_FROM, job.kind, job.method_class)
+    if job.kind == "score" and row is not None:
+        seconds = float(row["startup_s"]) + _per_unit(row) * job.units
+        return Estimate(seconds, 0.0, f"{SCALE_FROM}{UNSCALED}")
     here = _first_row(times, config.model, "calibrate", PASSIONSR)
     small = _first_row(times, SCALE_FROM, "calibrate", PASSIONSR)
     if row is None or here is None or small is None:

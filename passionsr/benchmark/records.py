@@ -6,7 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -21,17 +21,19 @@ log = logging.getLogger(__name__)
 class Phases:
     """Measures the parts of a calibration job one after the other.
 
-    rows: phase (its name), seconds, peak_mib (largest resident memory so far), one per part.
+    device: of the job, whose memory is measured (`passionsr.utils.system.peak_mib`).
+    rows: phase (its name), seconds, peak_mib (largest memory so far), one per part.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, device: str = "cpu") -> None:
+        self.device = device
         self.rows: list[dict[str, Any]] = []
         self._began = time.perf_counter()
 
     def end(self, name: str) -> None:
         """Call when `name` is over and the next begins."""
         now = time.perf_counter()
-        seconds, peak = now - self._began, peak_mib()
+        seconds, peak = now - self._began, peak_mib(self.device)
         self.rows.append({"phase": name, "seconds": round(seconds, 2), "peak_mib": round(peak)})
         log.info("%s: %.1f s, %d MiB", name, seconds, peak)
         self._began = now
@@ -40,7 +42,7 @@ class Phases:
 class Phase(BaseModel):
     """One part of a calibration job, such as "load" or "quantize".
 
-    peak_mib: the process's largest resident memory so far, which includes earlier phases.
+    peak_mib: the largest memory so far, which includes earlier phases; see `RunRecord.memory`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -64,8 +66,9 @@ class RunRecord(BaseModel):
     What was measured: model_bytes: size of the quantized model with packed codes, byte. seconds:
     from the start of the job to the end of quantization. fit_seconds, fit_peak_mib: per fit stage,
     such as encoder.let (keys "stage_seconds", "stage_peak_mib"). phases: parts of the whole job, in
-    order. peak_mib: largest resident memory of the job. peak_mib_before_calibration: the same when
-    the float model had been loaded.
+    order. memory: whose memory every number in MiB is: "host", resident memory of the process, or
+    "gpu", what its tensors took there (torch.cuda.max_memory_allocated). peak_mib: largest memory
+    of the job. peak_mib_before_calibration: the same when the float model had been loaded.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", populate_by_name=True)
@@ -89,6 +92,7 @@ class RunRecord(BaseModel):
         validation_alias="stage_peak_mib", serialization_alias="stage_peak_mib"
     )
     phases: list[Phase]
+    memory: Literal["host", "gpu"] = "host"  # of records from before there were GPUs
     peak_mib: int
     peak_mib_before_calibration: int
 
@@ -135,7 +139,8 @@ def write_record(
         fit_seconds={fit["stage"]: round(fit["seconds"], 2) for fit in fits},
         fit_peak_mib={fit["stage"]: fit["peak_mib"] for fit in fits},
         phases=[Phase(**row) for row in phases.rows],
-        peak_mib=round(peak_mib()),
+        memory="host" if config.device == "cpu" else "gpu",
+        peak_mib=round(peak_mib(config.device)),
         peak_mib_before_calibration=phases.rows[0]["peak_mib"],
     )
     write_json(record_file(config, run.run_id), record.model_dump(by_alias=True))

@@ -146,17 +146,26 @@ def calibration_key(
     """Digest of all that a calibration depends on.
 
     run_digest: of the configuration. code: of the sources (`code_digest`). model: the float model.
-    tensors: the calibration data. Torch's and numba's versions and the kind of CPU are included,
-    because another one may choose other kernels.
+    tensors: the calibration data. Torch's and numba's versions, the kind of CPU and the GPU that
+    the model is on are included, because another one may choose other kernels.
     """
     digest = hashlib.sha256(f"{run_digest} {code}".encode())
     # The CPU's capabilities and the threads decide in which order numbers are summed.
     versions = torch.__version__, version("numba")
-    machine = (*versions, torch.backends.cpu.get_cpu_capability(), torch.get_num_threads())
+    cpu = torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()
+    machine = (*versions, *cpu, *_gpu(next(model.parameters()).device))
     digest.update(repr(machine).encode())
     hash_tensors(digest, model.state_dict().values())
     hash_tensors(digest, tensors)
     return digest.hexdigest()
+
+
+def _gpu(device: torch.device) -> tuple[Any, ...]:
+    """What decides the kernels of a GPU; nothing of a CPU."""
+    if device.type != "cuda":
+        return ()
+    name, capability = torch.cuda.get_device_name(device), torch.cuda.get_device_capability(device)
+    return name, capability, torch.version.cuda, torch.backends.cudnn.version()
 
 
 def forget(folder: Path) -> None:

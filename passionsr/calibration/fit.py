@@ -77,7 +77,8 @@ class FitLog:
 
     rows: one per step: stage, epoch, step and the loss of its batch. stages: one per fit stage: its
     mean loss over a few batches before and after, whether it was undone, steps, parameters,
-    seconds, and the largest memory of the process so far (MiB).
+    seconds, and the largest memory so far (MiB): of the GPU that the parameters are on, else of the
+    process.
     """
 
     rows: list[dict[str, Any]] = field(default_factory=list)
@@ -188,7 +189,7 @@ def train(
         "steps": total,
         "parameters": sum(p.numel() for p in params),
         "seconds": time.perf_counter() - started,
-        "peak_mib": round(peak_mib()),
+        "peak_mib": round(peak_mib(params[0].device)),
     }
     stage.log.stages.append(row)
     progress.info("%(stage)s: %(steps)d steps, %(seconds).1f s, %(peak_mib)d MiB", row)

@@ -195,12 +195,13 @@ def capture(module: nn.Module, run: Callable[[Tensor], Tensor], inputs: Sequence
 
 
 class Minibatches(Sequence[tuple[Seen, Tensor]]):
-    """`count` random minibatches (unit inputs, target outputs), drawn by torch's generator."""
+    """`count` random minibatches (unit inputs, target outputs), drawn by the CPU's generator."""
 
     def __init__(self, seen: Seen, target: Tensor, size: int, count: int):
         self.seen, self.target = seen, target
         images = target.shape[0]
-        self.chosen = [torch.randperm(images)[:size] for _ in range(max(1, count))]
+        drawn = (torch.randperm(images)[:size] for _ in range(max(1, count)))
+        self.chosen = [index.to(target.device) for index in drawn]
 
     def __len__(self) -> int:
         return len(self.chosen)

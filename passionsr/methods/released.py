@@ -152,6 +152,7 @@ class ReleasedQuantizer(Quantizer):
         """End of training: from now on the zero point is that of the present scale."""
         super().fold_scale_into_bounds()
         self.stale = False
+        self.register_buffer("previous_scale", None, persistent=False)
 
     def bound_function(self, like: Tensor) -> Quantize:
         """One forward pass: its bounds, and the zero point of the one before."""

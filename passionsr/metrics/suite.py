@@ -31,6 +31,7 @@ from passionsr.metrics.weights import (
     unavailable_reason,
     use_private_hub,
 )
+from passionsr.utils.device import prepare_device
 from passionsr.utils.files import UserError
 
 log = logging.getLogger(__name__)
@@ -68,12 +69,15 @@ class MetricSuite:
     Args:
         names: metrics of the registry.
         cache: folder of the metric weights, see `passionsr.metrics.weights.hub_dir`.
+        device: where they are computed, "cpu", "cuda" or "cuda:<number>".
 
     Metrics that cannot be built here are in `missing` (name -> reason); they have no scores.
     """
 
-    def __init__(self, names: Sequence[str], cache: str | Path | None = None):
+    def __init__(self, names: Sequence[str], cache: str | Path | None = None, device: str = "cpu"):
         self.names = check_metrics(names)
+        prepare_device(device, strict=False)
+        self.device = torch.device(device)
         self.missing: dict[str, str] = {}
         self.cache = cache
         unfetched = fetch_problems([METRICS[name].pyiqa for name in self.names], cache)
@@ -100,9 +104,7 @@ class MetricSuite:
         chatter = io.StringIO()
         try:
             with contextlib.redirect_stdout(chatter), checked_downloads(metric.pyiqa, self.cache):
-                model = pyiqa.create_metric(
-                    metric.pyiqa, device=torch.device("cpu"), **metric.settings
-                )
+                model = pyiqa.create_metric(metric.pyiqa, device=self.device, **metric.settings)
         except Exception as err:  # pyiqa raises whatever its downloads raise
             if not is_hub_only(metric.pyiqa):
                 raise
@@ -149,7 +151,8 @@ class MetricSuite:
                     f"SR is {sr.shape[1]}x{sr.shape[0]} but {name} is "
                     f"{other.shape[1]}x{other.shape[0]}; they must be of one size"
                 )
-        image, *others = smallest_size([to_tensor(x) for x in (sr, hr, fp) if x is not None])
+        given = [to_tensor(x).to(self.device) for x in (sr, hr, fp) if x is not None]
+        image, *others = smallest_size(given)
         references = {"FR": others[0], "FP": None if fp is None else others[1]}
         return {
             name: self._score_one(name, image, references)

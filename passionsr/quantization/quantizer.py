@@ -127,12 +127,22 @@ class Quantizer(nn.Module):
             return bound.reshape(())
         axis = self.spec.channel_axis
         if self.spec.groups > 1:
-            bound = bound.index_select(-1, self.group_of(like.shape[axis]))
+            bound = self._per_channel(bound, like.shape[axis])
         shape = [1] * like.ndim
         shape[axis] = bound.shape[-1]
         if self.spec.per_channel:
             shape[0] = bound.shape[0]
         return bound.reshape(shape)
+
+    def _per_channel(self, bound: Tensor, size: int) -> Tensor:
+        """Bounds of two groups (..., 2) -> those of each channel (..., size)."""
+        if bound.device.type == "cpu":
+            return bound.index_select(-1, self.group_of(size))
+        # The gradient of index_select is a sum by atomics on a GPU, in no fixed order.
+        first = self._first(size)
+        sizes = first, size - first
+        parts = [b.expand(*b.shape[:-1], n) for b, n in zip(bound.split(1, -1), sizes, strict=True)]
+        return torch.cat(parts, -1)
 
     def _bounds(self, like: Tensor) -> tuple[Tensor, Tensor]:
         lower, upper = self.bounds()

@@ -28,11 +28,20 @@ def _condense(rows: Tensor) -> tuple[Tensor, Tensor | None]:
     low, high = torch.aminmax(rows)
     if not (low < high and torch.isfinite(high - low)):  # constant, or not to be divided into bins
         return rows[:, :1], None
-    counts = torch.histc(rows.float(), BINS, float(low), float(high))
+    counts = _histogram(rows.float(), float(low), float(high))
     edges = torch.linspace(float(low), float(high), BINS + 1, dtype=rows.dtype, device=rows.device)
     used = counts > 0
     centres = ((edges[1:] + edges[:-1]) / 2)[used]
     return centres[None], counts[used].to(rows.dtype)[None] / rows.shape[1]
+
+
+def _histogram(rows: Tensor, low: float, high: float) -> Tensor:
+    """Counts of the values of a row (1, elements) in BINS equal bins from `low` to `high`."""
+    if rows.device.type == "cpu":
+        return torch.histc(rows, BINS, low, high)
+    # On a GPU deterministic mode refuses histc; counting integers needs no order.
+    bins = ((rows[0] - low) / (high - low) * BINS).long().clamp_(0, BINS - 1)
+    return torch.bincount(bins, minlength=BINS).to(rows.dtype)
 
 
 def _score(

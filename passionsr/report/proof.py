@@ -18,7 +18,7 @@ from passionsr.utils.files import write_text
 
 
 class PartRow(NamedTuple):
-    """One part of a run. steps: of a fit stage, None elsewhere. peak_mib: the process's, so far."""
+    """One part of a run. steps: of a fit stage, None elsewhere. peak_mib: as in `RunRecord`."""
 
     run: str
     part: str
@@ -52,14 +52,14 @@ def run_rows(config: Config, run: Run) -> list[PartRow]:
     return rows
 
 
-def summary_titles(parts: Iterable[str]) -> list[str]:
-    """Column titles of `summary`; parts: titles of the model's parts."""
+def summary_titles(parts: Iterable[str], device: str) -> list[str]:
+    """Column titles of `summary`; parts: titles of the model's parts, device: where it ran."""
     return [
         "run",
         *(f"{part} layers" for part in parts),
         "attentions",
         "calibration, s",
-        "peak RSS, GiB",
+        "peak RSS, GiB" if device == "cpu" else "peak GPU memory, GiB",
         "artifact packed, MB",
         "inference, s",
         "peak RSS, GiB",
@@ -106,7 +106,7 @@ def write_proof(config: Config) -> Sequence[Run]:
     head = ["run", "part", "steps", "seconds", "peak MiB so far"]
     parts = tabulate(cells, head, "pipe", disable_numparse=True)
     summaries = [summary(config, run) for run in finished]
-    titles = summary_titles(get_family(config.family).parts.values())
+    titles = summary_titles(get_family(config.family).parts.values(), config.device)
     counts = tabulate(summaries, titles, "pipe", disable_numparse=True)
     made = [read_record(config, run.run_id) for run in finished]
     devices = sorted({f"{config.device} ({m.device}), {m.threads} thread(s)" for m in made})

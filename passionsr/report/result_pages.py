@@ -35,6 +35,7 @@ from passionsr.report.table_list import (
     TABLES,
     Column,
     TableSpec,
+    on_gpu,
 )
 from passionsr.utils.files import read_text
 
@@ -100,6 +101,7 @@ def table_section(spec: TableSpec, table: pd.DataFrame) -> str:
 
     table: the CSV, as `read_table` reads it.
     """
+    spec = on_gpu(spec) if "gpu_mib" in table else spec
     own = measured_rows(table)
     metrics = [name for name in METRICS if name in table]
     shown = [name for name in metrics if _is_shown(own, name)]

@@ -8,7 +8,7 @@ import pandas as pd
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.benchmark.paths import scores_files
-from passionsr.benchmark.records import read_record
+from passionsr.benchmark.records import RunRecord, read_record
 from passionsr.metrics.registry import METRICS, NO_REFERENCE, NO_WEIGHTS, missing_note
 from passionsr.report.frames import read_frame
 
@@ -81,7 +81,8 @@ def notes(config: Config, scores: pd.DataFrame) -> dict[str, str]:
 def run_costs(config: Config) -> pd.DataFrame:
     """One row per run: run, bits, method (title), scope, and what its calibration took.
 
-    That is seconds, peak MiB, and mib: MiB above those of the loaded float model.
+    That is seconds, and of the process peak MiB and mib: MiB above those of the loaded float model;
+    of a run on a GPU, whose published costs are whole ones, gpu_mib: all that it took there.
     """
     rows = []
     for run in config.runs:
@@ -93,14 +94,22 @@ def run_costs(config: Config) -> pd.DataFrame:
                 "method": config.entries[run.method].title,
                 "scope": run.scope,
                 "seconds": made.seconds,
-                "peak MiB": made.peak_mib,
-                "mib": made.peak_mib - made.peak_mib_before_calibration,
+                **_memory(made),
             }
         )
     return pd.DataFrame(rows)
 
 
+def _memory(made: RunRecord) -> dict[str, int]:
+    """The memory columns of a run."""
+    if made.memory == "gpu":
+        return {"gpu_mib": made.peak_mib}
+    above = made.peak_mib - made.peak_mib_before_calibration
+    return {"peak MiB": made.peak_mib, "mib": above}
+
+
 def with_cost(table: pd.DataFrame, costs: pd.DataFrame, scope: str) -> pd.DataFrame:
     """`table` with the mean cost of each row's runs; float rows have none."""
-    own = costs[costs.scope == scope].groupby(["bits", "method"])[["seconds", "mib"]].mean()
+    columns = [name for name in ("seconds", "mib", "gpu_mib") if name in costs.columns]
+    own = costs[costs.scope == scope].groupby(["bits", "method"])[columns].mean()
     return table.join(own, on=["bits", "method"])

@@ -7,7 +7,7 @@ add a table, add an entry. No pandas here: the workflow reads this list whenever
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
@@ -168,6 +168,7 @@ TABLE4 = Published(
     remark="w/o LET is the paper's LBQ, w/o DQC its LBQ+LET.",
 )
 COST = (Column("seconds", "calibration, s", 0), Column("mib", "memory above imports, MiB", 0))
+GPU_COST = (COST[0], Column("gpu_mib", "GPU memory, MiB", 0))
 
 TABLES = (
     TableSpec(
@@ -226,7 +227,13 @@ TABLES = (
 
 def tables_of(config: Config) -> list[TableSpec]:
     """The tables that a configuration has."""
-    return [spec for spec in TABLES if spec.exists is None or spec.exists(config)]
+    found = [spec for spec in TABLES if spec.exists is None or spec.exists(config)]
+    return found if config.device == "cpu" else [on_gpu(spec) for spec in found]
+
+
+def on_gpu(spec: TableSpec) -> TableSpec:
+    """The same table with the memory that runs took on a GPU."""
+    return replace(spec, cost=GPU_COST) if spec.cost else spec
 
 
 def table_spec(name: str) -> TableSpec:

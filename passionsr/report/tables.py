@@ -250,8 +250,10 @@ def _nested_means(config: Config, scores: pd.DataFrame) -> dict[str, Any]:
 
 
 def _cost_per_run(config: Config, costs: pd.DataFrame) -> str:
-    shown = costs[["run", "seconds", "peak MiB", "mib"]]
-    per_run = shown.rename(columns={"mib": "MiB above imports"}).to_markdown(index=False)
+    titles = {"mib": "MiB above imports", "gpu_mib": "GPU MiB"}
+    columns = ["run", "seconds", "peak MiB", "mib", "gpu_mib"]
+    shown = costs[[name for name in columns if name in costs.columns]]
+    per_run = shown.rename(columns=titles).to_markdown(index=False)
     return (
         f"Calibration cost with {config.threads} thread(s) per run; varies from run to run."
         f"\n\n{per_run}\n"

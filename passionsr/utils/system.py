@@ -8,14 +8,22 @@ import resource
 import shutil
 import subprocess
 from pathlib import Path
+from typing import Any
 
 CODE = Path(__file__).resolve().parents[1]
 # Set in git's hooks; they would have git describe another repository than that of the folder.
 _OTHER_REPOSITORY = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR")
 
 
-def peak_mib() -> float:
-    """Peak resident memory of this process, MiB."""
+def peak_mib(device: Any = "cpu") -> float:
+    """Peak memory of this process in MiB: resident, or what its tensors took on a GPU.
+
+    device: a torch device or its name; of a GPU it is torch.cuda.max_memory_allocated.
+    """
+    if str(device).startswith("cuda"):
+        import torch
+
+        return torch.cuda.max_memory_allocated(device) / 2**20
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 

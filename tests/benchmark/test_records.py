@@ -7,6 +7,7 @@ import dataclasses
 import json
 
 import pytest
+import torch
 
 from passionsr.benchmark.config import load_config
 from passionsr.benchmark.records import (
@@ -59,6 +60,28 @@ def test_round_trip(config, written):
     check_run(config, run.run_id)
 
 
+def test_memory_of_a_gpu(config, monkeypatch):
+    """On a GPU every number of memory is the GPU's, and the record says so."""
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 123 << 20)
+    config = dataclasses.replace(config, device="cuda")
+    phases = Phases(config.device)
+    phases.end("load")
+    run = config.runs[0]
+    write_record(
+        config, run, device="a GPU", model_bytes=1, seconds=1.0, fits=[], phases=phases
+    )  # fmt: skip
+    made = read_record(config, run.run_id)
+    assert (made.memory, made.peak_mib, made.phases[0].peak_mib) == ("gpu", 123, 123)
+
+
+def test_older_records_are_of_the_host(config, written):
+    run, _, path = written
+    raw = json.loads(path.read_text())
+    assert raw.pop("memory") == "host"
+    write_json(path, raw)
+    assert read_record(config, run.run_id).memory == "host"
+
+
 def test_keys_of_the_file(written):
     """The keys that results in DVC have; what is measured is a part of them."""
     raw = json.loads(written[2].read_text())
@@ -74,6 +97,7 @@ def test_keys_of_the_file(written):
         "device",
         "threads",
         "model_bytes",
+        "memory",
         *MEASURED_FIELDS,
     }
     assert set(MEASURED_FIELDS) < set(raw)

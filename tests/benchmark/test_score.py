@@ -28,8 +28,11 @@ def scored(tmp_path, monkeypatch):
     computed = []
 
     class Counting:
-        def __init__(self, names):
+        device = None
+
+        def __init__(self, names, device):
             self.names = names
+            Counting.device = device
 
         def measure(self, sr, hr, fp, resize, only):
             assert fp is not None or "psnr_fp" not in only
@@ -85,6 +88,17 @@ def test_nothing_is_computed_twice(scored, monkeypatch):
     monkeypatch.setattr(suite, "MetricSuite", None)  # it is not even built
     assert again(config, computed) == []
     assert before == {m: scores_file(config, RUN, m).read_bytes() for m in config.metrics}
+
+
+def test_another_device_scores_anew(scored):
+    """A GPU's sums end in other digits, so the CPU's scores do not stand for them."""
+    config, computed = scored
+    assert again(config, computed)
+    assert suite.MetricSuite.device == "cpu"
+    there = replace(config, device="cuda")
+    assert again(there, computed) == ["psnr", "niqe", "psnr_fp"] * 2
+    assert suite.MetricSuite.device == "cuda"
+    assert again(there, computed) == []
 
 
 def test_a_new_metric_is_the_only_one_computed(scored):

@@ -127,6 +127,15 @@ def limit_memory():
     workflow.scheduler.global_resources["mem_mb"] = budget
 
 
+# GPUs of each job that uses the device; SLURM is asked for as many. The jobs of one machine share the GPU that `device` names:
+# one at a time, unless `--resources gpu=N` says that N fit into its memory.
+ON_GPU = CFG.device != "cpu"
+GPUS = int(os.environ.get("PASSIONSR_SLURM_GPUS", ON_GPU))
+HERE = workflow.resource_settings.nodes is None  # no cluster
+if ON_GPU and HERE and "gpu" not in workflow.global_resources:
+    workflow.global_resources["gpu"] = 1
+
+
 TABLES = [str(path) for path in table_files(CFG)]
 EXTERNAL = [e.name for e in CFG.external_outputs]
 SCORES = [path for run in [FP32, BICUBIC, *EXTERNAL, *RUNS] for path in scores(run)]

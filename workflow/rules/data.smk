@@ -52,6 +52,7 @@ rule reference:
     threads: CFG.threads
     resources:
         mem_mb=memory_of("reference"),
+        gpu=GPUS,
     params:
         code=job_code("benchmark.jobs.infer"),
         model=CFG.model,

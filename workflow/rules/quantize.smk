@@ -21,6 +21,7 @@ rule calibrate:
     threads: CFG.threads
     resources:
         mem_mb=memory_of("calibrate"),
+        gpu=GPUS,
     params:
         code=job_code("benchmark.jobs.calibrate"),
         family=FAMILY_CODE,
@@ -48,6 +49,7 @@ rule sensitivity:
     threads: CFG.threads
     resources:
         mem_mb=memory_of("sensitivity"),
+        gpu=GPUS,
     params:
         code=job_code("benchmark.jobs.calibrate", "baselines.minmax"),
         family=FAMILY_CODE,
@@ -73,6 +75,7 @@ rule infer:
     threads: CFG.threads
     resources:
         mem_mb=memory_of("infer"),
+        gpu=GPUS,
     params:
         code=job_code("benchmark.jobs.infer"),
         family=FAMILY_CODE,

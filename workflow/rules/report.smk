@@ -2,6 +2,10 @@
 # `update` leaves earlier scores in place: each has a digest of what it was computed from, and the
 # job computes only those that are missing or of another digest (benchmark/jobs/score.py).
 METRIC_CODE = [f"{name} {metric_code(name)}" for name in CFG.metrics]
+SCORE_GPUS = 0
+if ON_GPU:
+    METRIC_CODE.append(f"on {CFG.device}")
+    SCORE_GPUS = GPUS
 SCORE_GROUPS = {"W32A32": [FP32, BICUBIC]}
 for run in CFG.runs:
     SCORE_GROUPS.setdefault(run.scheme, []).append(run.run_id)
@@ -26,6 +30,7 @@ for scheme, members in SCORE_GROUPS.items():
         threads: CFG.threads
         resources:
             mem_mb=memory_of("score"),
+            gpu=SCORE_GPUS,
         params:
             code=job_code("benchmark.jobs.score"),
             metrics=METRIC_CODE,
@@ -58,6 +63,7 @@ rule score_external:
     threads: CFG.threads
     resources:
         mem_mb=memory_of("score"),
+        gpu=SCORE_GPUS,
     params:
         code=job_code("benchmark.jobs.score"),
         metrics=METRIC_CODE,

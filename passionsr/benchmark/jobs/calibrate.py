@@ -70,7 +70,7 @@ def calibrate(config: Config, run: Run) -> None:
     started = time.perf_counter()
     entry, options = config.entries[run.method], config.options(run)
     method = load_method(entry.target, options)
-    phases = Phases()
+    phases = Phases(config.device)
     kept = config.results / "resume" / run.run_id
     teacher = load_float_model(config)
     phases.end("load")

@@ -152,7 +152,7 @@ def score_digest(
     Args:
         image: what is scored.
         metric: its name.
-        computation: what else decides the score: `metric_code`, and whether sizes may differ.
+        computation: what else decides the score: `metric_code`, whether sizes may differ, the GPU.
         hashes: of `image_hashes`.
     """
     other = image.compared_with(METRICS[metric].kind)
@@ -209,6 +209,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
     tables: dict[str, dict[str, list[Cell]]] = {run_id: {} for run_id in run_ids}
     for name in config.metrics:
         computation = f"{metric_code(name)} resize={config.resize_mismatch}"
+        computation += "" if config.device == "cpu" else f" device={config.device}"
         for run_id, group in images.items():
             known = known_scores(scores_file(config, run_id, name))
             cells = [Cell(score_digest(image, name, computation, hashes)) for image in group]
@@ -225,7 +226,7 @@ def score(config: Config, run_ids: Sequence[str]) -> None:
     if missing:
         from passionsr.metrics.suite import MetricSuite
 
-        suite = MetricSuite(missing)
+        suite = MetricSuite(missing, device=config.device)
     for run_id, group in images.items():
         started = time.perf_counter()
         if suite is not None:
