@@ -221,6 +221,7 @@ OPTIONS = {
     "check": "config",
     "bench": "results --step --tiles --sizes --model --threads",
     "explain": "table --row --col --dataset --config",
+    "compare": "row other --config --scope --dataset",
     "plan": "config --gpus --times --test-images --record",
     "check-results": "results --expected",
     "expect": "results --expected",

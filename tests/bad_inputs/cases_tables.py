@@ -160,8 +160,8 @@ ROWS = [
         kind=7,
         given="no runs",
         prepare=checked(runs=[]),
-        answer="config/made.yaml line 13: runs: [] given, expected a list of at least 1 entry, each a "
-        "mapping with the keys methods, schemes, scopes, seeds",
+        answer="config/made.yaml line 13: runs: [] given, expected a list of at least 1 entry, "
+        "each a mapping with the keys methods, schemes, scopes, seeds",
     ),
     BadInput(
         kind=7,
