@@ -69,7 +69,8 @@ def import_lightly(modules: Sequence[str]) -> None:
 def _absent(names: Sequence[str]) -> Iterator[None]:
     """In the block, importing these fails as if they were not installed; imported ones stay."""
     hidden = [name for name in names if name not in sys.modules]
-    sys.modules.update(dict.fromkeys(hidden))  # type: ignore[arg-type]  None: not to be found
+    modules: dict[str, Any] = sys.modules  # None: not to be found
+    modules.update(dict.fromkeys(hidden))
     try:
         yield
     finally:
