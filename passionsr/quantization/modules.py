@@ -42,6 +42,8 @@ def freeze(module: nn.Module) -> None:
 
 def freeze_empty(module: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Freeze every quantized layer for `load_state_dict` of `state`, without computing anything."""
+    for quantizer in quantizers(module):
+        quantizer.fold_scale_into_bounds()
     saved: dict[str, dict[str, Tensor]] = {}
     for key, tensor in state.items():
         layer, _, name = key.rpartition(".")
