@@ -13,14 +13,18 @@ SHARED = Path(os.environ.get("PASSIONSR_SHARED", ROOT.parent / "shared"))
 
 
 def pytest_collection_modifyitems(items):
-    """Tests on a whole benchmark run take minutes and go first.
+    """Tests on a whole benchmark run take minutes and go first, then the longest files.
 
     So that both workers of `make test` end together.
     """
     first = ("undisturbed", "versioned", "finished")
+    longest = ("methods/test_methods.py", "metrics/test_metrics.py", "tools/test_train_mini.py",
+               "faults/test_resume.py", "calibration/test_low_memory.py")  # fmt: skip
 
     def place(item):
-        return next((i for i, name in enumerate(first) if name in item.fixturenames), len(first))
+        whole = (i for i, name in enumerate(first) if name in item.fixturenames)
+        long = item.nodeid.partition("::")[0].endswith(longest)
+        return next(whole, len(first) + (not long))
 
     items.sort(key=place)
 

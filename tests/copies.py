@@ -7,6 +7,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
+from dry_runs import dry_run
+
 from passionsr.benchmark.paths import PRODUCTS
 from passionsr.benchmark.reproducibility import differences, products
 
@@ -89,7 +91,11 @@ def start(folder, *arguments, cores=1, **more):
 
 def snakemake(folder, *arguments, cores=1, **more):
     """`snakemake`, to its end."""
-    status = start(folder, *arguments, cores=cores, **more).wait()
+    if "-n" in arguments:
+        command = ["--cores", str(cores), *arguments]
+        status = dry_run(folder, command, environment(folder, **more))
+    else:
+        status = start(folder, *arguments, cores=cores, **more).wait()
     return Finished(status, (folder / "snakemake.out").read_text())
 
 

@@ -331,14 +331,37 @@ def test_help_and_version_import_nothing_slow(arguments):
         assert text == [f"passionsr {__version__}"]
 
 
-def test_check_imports_no_model():
+def imported(arguments, of):
+    """Which of some modules a command imports, in a process of its own."""
     code = (
-        "import sys; from passionsr.cli import main; status = main(['check', 'config/mini.yaml']); "
-        "print(sorted({'torch', 'diffusers', 'pandas'} & set(sys.modules))); sys.exit(status)"
+        f"import sys; from passionsr.cli import main; status = main({list(map(str, arguments))}); "
+        f"print(sorted({of} & set(sys.modules))); sys.exit(status)"
     )
     status, out = run_python(code)
     assert status == 0
-    assert out.splitlines()[1:] == ["[]"]
+    return out.splitlines()[-1]
+
+
+def test_check_imports_no_model():
+    slow = {"torch", "diffusers", "pandas", "numba"}
+    assert imported(["check", "config/mini.yaml"], slow) == "[]"
+
+
+# What diffusers, torch or we would import, and what one small image does not need.
+NOT_FOR_AN_IMAGE = {
+    "accelerate", "bitsandbytes", "diffusers.models.transformers.transformer_flux",
+    "diffusers.models.autoencoders.autoencoder_kl_wan", "diffusers.models.unets.unet_1d", "numba",
+    "matplotlib", "networkx", "pandas", "peft", "pyiqa", "scipy", "snakemake", "sympy",
+    "tokenizers", "torch._dynamo", "torch._inductor", "torchvision", "transformers",
+}  # fmt: skip
+
+
+def test_upscaling_imports_what_it_uses(place):
+    """A command takes as long to start as to work; times depend on the load, so modules count."""
+    assert imported(upscale(place), NOT_FOR_AN_IMAGE) == "[]"
+    assert main(quantize(place)) == 0
+    command = [*upscale(place)[:-1], place / "out"]
+    assert imported(command, NOT_FOR_AN_IMAGE) == "[]"
 
 
 def test_shell_completion():

@@ -39,11 +39,17 @@ BATCH_SIZE = 4  # calibration images per batch
 
 
 def read_model(folder: Path) -> OneStepSR:
-    """The float or quantized model in `folder`; UserError if there is none, or it is damaged."""
-    from passionsr.models.folder import load_model
-    from passionsr.quantization.artifact import SCHEME, load_quantized
+    """The float or quantized model in `folder`; UserError if there is none, or it is damaged.
 
-    return load_quantized(folder) if (folder / SCHEME).exists() else load_model(folder)
+    For a process that does nothing else: see `Family.import_networks`.
+    """
+    from passionsr.models.folder import load_model
+    from passionsr.quantization.artifact import SCHEME, family_of_artifact, load_quantized
+
+    quantized = (folder / SCHEME).exists()
+    family = family_of_artifact(folder) if quantized else family_of_folder(folder)
+    family.import_networks()
+    return load_quantized(folder) if quantized else load_model(folder)
 
 
 def upscale_image(
@@ -124,12 +130,12 @@ def quantize_on_folder(
         UserError: one of the arguments cannot be used; nothing has been written then.
     """
     bits = parse_scheme(scheme)
-    scale = family_of_folder(model).scale
+    family = family_of_folder(model)
     _check_artifact_folder(output)
     files = images_in(calibration)
     if not files:
         raise UserError(
-            f"{calibration}: no PNG images for calibration (LR images, 1/{scale} size)"
+            f"{calibration}: no PNG images for calibration (LR images, 1/{family.scale} size)"
             f"{_why_none(calibration)}"
         )
     images = [read_uint8(file) for file in files]
@@ -139,8 +145,9 @@ def quantize_on_folder(
     from passionsr.quantization.artifact import save_quantized
 
     chosen = load_method(method.target, method.options)
+    family.import_networks()
     teacher = load_model(model)
-    tensors = [to_tensor(upscale(image, scale)) for image in images]
+    tensors = [to_tensor(upscale(image, family.scale)) for image in images]
     batches = make_batches(teacher, tensors, BATCH_SIZE, seed)
     quantized, _, report = quantize_model(chosen, teacher, bits, scope, batches, seed)
     info = {"method": method.name, "scheme": str(bits), "scope": scope, "seed": seed}

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import get_args
 
 import numpy as np
-from scipy.ndimage import correlate1d
 
 from passionsr.inference.options import ColourFix
 
@@ -34,6 +33,8 @@ def low_frequencies(image: np.ndarray) -> np.ndarray:
 
     (H, W, 3).
     """
+    from scipy.ndimage import correlate1d  # the default, without a fix, is not to wait for it
+
     for level in range(LEVELS):
         step = 2**level
         kernel = np.zeros(2 * step + 1)

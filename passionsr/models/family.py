@@ -147,6 +147,13 @@ class Family(ABC):
 
     # -- making, loading, saving ------------------------------------------------------------------
 
+    def import_networks(self) -> None:  # noqa: B027  a family may have nothing to import
+        """Import what `make`, `load` and `build` use, as a job or a command does before it works.
+
+        It may leave out what other programs in this process would want of the same libraries, see
+        `passionsr.models.light_import`. Nothing is imported here, so `load` imports what it needs.
+        """
+
     @abstractmethod
     def make(self, name: str) -> OneStepSR:
         """A built-in model in eval mode, without gradients; `name` is one of `built_in`."""

@@ -21,6 +21,14 @@ if TYPE_CHECKING:
     from passionsr.models.one_step import OneStepSR
 
 CONTEXT = "context.safetensors"
+WEIGHTS = "diffusion_pytorch_model"  # diffusers' name of a network's weights
+# Where diffusers has the classes that this package uses.
+CLASSES = (
+    "diffusers.models.attention_processor",
+    "diffusers.models.autoencoders.autoencoder_kl",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.schedulers.scheduling_ddpm",
+)
 # Sub-folders of a model folder whose files belong to the model, where they are there.
 FOLDERS = ("scheduler", "text_encoder", "tokenizer", "unet", "vae")
 
@@ -59,6 +67,12 @@ class VaeUnetFamily(Family):
                 channels = resnet.conv2.weight.shape[0]
         return splits
 
+    def import_networks(self) -> None:
+        """The diffusers classes, see `passionsr.models.light_import`."""
+        from passionsr.models.light_import import import_lightly
+
+        import_lightly(CLASSES)
+
     def make(self, name: str) -> OneStepSR:
         """No built-in models; a family that names some in `built_in` makes them here."""
         raise UserError(f"model family {self.name} has no built-in model {name!r}")
@@ -70,8 +84,8 @@ class VaeUnetFamily(Family):
 
         from passionsr.models.one_step import OneStepSR
 
-        vae = AutoencoderKL.from_pretrained(folder / "vae", local_files_only=True)
-        unet = UNet2DConditionModel.from_pretrained(folder / "unet", local_files_only=True)
+        vae = _load_network(AutoencoderKL, folder / "vae")
+        unet = _load_network(UNet2DConditionModel, folder / "unet")
         alpha = self.load_alpha(folder)
         context = load_file(folder / CONTEXT)["context"]
         return OneStepSR(vae.float(), unet.float(), context, family=self, alpha=alpha)
@@ -150,6 +164,29 @@ class VaeUnetFamily(Family):
                     "unet": UNet2DConditionModel.load_config(folder / "unet"),
                 }
             )
+
+
+def _load_network(kind: Any, folder: Path) -> Any:
+    """A diffusers network of a folder, every tensor of its files used and none invented.
+
+    Not by `from_pretrained`, which needs accelerate to skip the random initialisation. Raises
+    UserError where the files do not fit the configuration.
+    """
+    import torch
+    from safetensors.torch import load_file
+
+    whole = folder / f"{WEIGHTS}.safetensors"
+    # Weights above 10 GB are saved in several files.
+    files = [whole] if whole.is_file() else sorted(folder.glob(f"{WEIGHTS}-*-of-*.safetensors"))
+    state = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    with torch.device("meta"):
+        network = kind.from_config(kind.load_config(folder, local_files_only=True))
+    try:
+        network.load_state_dict(state, strict=True, assign=True)
+    except RuntimeError as err:
+        reason = " ".join(str(err).split())[:200]
+        raise UserError(f"{folder}: weights and config.json do not fit ({reason})") from None
+    return network
 
 
 def _plain_config(module: Any) -> dict[str, Any]:

@@ -11,7 +11,7 @@ from passionsr.models.loading import reading_model
 from passionsr.models.one_step import OneStepSR
 from passionsr.quantization.attention import AttentionConfig, QuantizedAttention
 from passionsr.quantization.layer import MAP_SIZE, LayerConfig, QuantizedLayer
-from passionsr.quantization.modules import freeze
+from passionsr.quantization.modules import freeze_empty
 from passionsr.quantization.parts import parts_from_plain, parts_to_plain
 from passionsr.quantization.spec import Form
 from passionsr.quantization.swap import match_attention, match_layers
@@ -92,6 +92,12 @@ def save_quantized(model: OneStepSR, folder: str | Path, info: dict[str, Any]) -
     )
 
 
+def family_of_artifact(folder: str | Path, given: Family | None = None) -> Family:
+    """The family of an artifact, see `family_of_file`; one that names none is OSEDiff's."""
+    path = Path(folder) / SCHEME
+    return family_of_file(_read_scheme(path)["family"], given, path)
+
+
 def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepSR:
     """Rebuild a saved model; its first forward is bit-identical to the one before saving.
 
@@ -105,7 +111,7 @@ def load_quantized(folder: str | Path, family: Family | None = None) -> OneStepS
     folder = Path(folder)
     scheme = _read_scheme(folder / SCHEME)
     check_sha256(folder / WEIGHTS, scheme["sha256"])
-    chosen = family_of_file(scheme["family"], family, folder / SCHEME)
+    chosen = family_of_artifact(folder, family)
     with reading_model(f"{folder}: {SCHEME} and {WEIGHTS} are not those of one model"):
         return _rebuild(chosen, scheme, folder / WEIGHTS)
 
@@ -139,8 +145,8 @@ def _rebuild(family: Family, scheme: dict[str, Any], weights: Path) -> OneStepSR
     attentions: dict[str, Any] = dict(match_attention(model))
     for name, config in scheme["attention"].items():
         attentions[name].set_processor(QuantizedAttention(_config(AttentionConfig, config)))
-    freeze(model, empty=True)
     state = {k: v.clone() for k, v in load_file(weights).items()}  # out of the mapped file
     check_finite(state.items(), str(weights), "calibrate again")
+    freeze_empty(model, state)
     model.load_state_dict(state, strict=True, assign=True)
     return model.requires_grad_(False)

@@ -30,6 +30,11 @@ KINDS = {
     Form.LSQ: LSQ,
 }
 BLOCK = 4096  # values summed in their own precision before the sum goes on in double
+# Of a cache that cannot be used: no folder to write to, or what pickle says of a damaged file.
+CACHE_ERRORS = (
+    RuntimeError, OSError, EOFError, pickle.UnpicklingError,
+    AttributeError, ImportError, IndexError,
+)  # fmt: skip
 
 
 @njit(inline="always", error_model="numpy")
@@ -119,7 +124,7 @@ def _compiled(
     signature = arguments(_TYPES[dtype])
     try:
         return njit(signature, cache=True, **options)(function)
-    except (RuntimeError, OSError, EOFError, pickle.UnpicklingError):
+    except CACHE_ERRORS:
         return njit(signature, **options)(function)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
@@ -292,19 +292,14 @@ class QuantizedLayer(nn.Module):
     # -- freezing and loading -----------------------------------------------------------------
 
     @torch.no_grad()
-    def freeze(self, empty: bool = False) -> None:
-        """Replace float weights by integer codes; the float weight is dropped.
-
-        `empty` makes buffers of the right shape for `load_state_dict` instead of computing them.
-        """
+    def freeze(self) -> None:
+        """Replace float weights by integer codes; the float weight is dropped."""
         if self.frozen:
             return
         weight = self._transformed_weight()
-        if not empty:
-            self.config = replace(self.config, map_size=self._map_size())
+        self.config = replace(self.config, map_size=self._map_size())
         bias, float_bias, border = self._bias_and_border(self.config.map_size)
-        codes = self.weight_quantizer.codes(weight)
-        self.register_buffer("weight_codes", torch.zeros_like(codes) if empty else codes)
+        self.register_buffer("weight_codes", self.weight_quantizer.codes(weight))
         self.register_buffer("border", border)
         if self.bias_quantizer is not None and bias is not None:
             self.register_buffer("bias_codes", self.bias_quantizer.codes(bias))
@@ -313,6 +308,30 @@ class QuantizedLayer(nn.Module):
             self.register_buffer("bias_codes", None)
         float_bias = None if float_bias is None else float_bias.detach().clone()
         self.register_buffer("float_bias", float_bias)
+        self._drop_float()
+
+    def freeze_empty(self, saved: Mapping[str, Tensor]) -> None:
+        """`freeze` with empty buffers, which `load_state_dict` replaces by those in `saved`.
+
+        Nothing is computed: arithmetic on the meta device would import torch's compiler, and that
+        takes longer than the rest of loading. saved: this layer's buffers by name.
+        """
+        out_channels = self.weight.shape[0]
+        self.register_buffer("weight_codes", self.weight.new_empty(self.weight.shape))
+        names = [name for name in ("bias_codes", "float_bias") if name in saved]
+        if self.bias is not None and not names:
+            names = ["float_bias"]  # missing, as `load_state_dict` will say
+        for name in ("bias_codes", "float_bias"):
+            empty = self.weight.new_empty(out_channels) if name in names else None
+            self.register_buffer(name, empty)
+        border = None
+        if self.transform is not None and self.geometry and self.geometry.padding != (0, 0):
+            size = saved["border"].shape[2:] if "border" in saved else (1, 1)
+            border = self.weight.new_empty(1, out_channels, *size)
+        self.register_buffer("border", border)
+        self._drop_float()
+
+    def _drop_float(self) -> None:
         for kept in (self._kept_weight, self._kept_sum, self._kept_shift):
             kept.clear()
         self.weight = None

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Mapping
+
+from torch import Tensor, nn
 
 from passionsr.quantization.attention import (
     QuantizedAttention,
@@ -28,17 +30,27 @@ def keep_weights(module: nn.Module, keep: bool) -> None:
             part.keep_weight = keep
 
 
-def freeze(module: nn.Module, empty: bool = False) -> None:
-    """Freeze every quantized layer: integer codes instead of weights, no gradient.
-
-    empty: see `QuantizedLayer.freeze`.
-    """
+def freeze(module: nn.Module) -> None:
+    """Freeze every quantized layer: integer codes instead of weights, no gradient."""
     for quantizer in quantizers(module):
         quantizer.fold_scale_into_bounds()
     for part in quantized_modules(module):
         if isinstance(part, QuantizedLayer):
-            part.freeze(empty)
+            part.freeze()
     module.requires_grad_(False)
+
+
+def freeze_empty(module: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Freeze every quantized layer for `load_state_dict` of `state`, without computing anything."""
+    for quantizer in quantizers(module):
+        quantizer.fold_scale_into_bounds()
+    saved: dict[str, dict[str, Tensor]] = {}
+    for key, tensor in state.items():
+        layer, _, name = key.rpartition(".")
+        saved.setdefault(layer, {})[name] = tensor
+    for layer, part in module.named_modules():
+        if isinstance(part, QuantizedLayer):
+            part.freeze_empty(saved.get(layer, {}))
 
 
 def as_float(module: nn.Module):

@@ -21,6 +21,8 @@ from passionsr.quantization.range_search import RangeSearch
 from passionsr.quantization.spec import Form, QuantSpec
 
 MIN_SCALE = 1e-8
+# Values after which the faster kernels make up for importing numba: 1 ns each, half a second.
+WORTH_NUMBA = 1 << 29
 # (tensor, factors of its last axis or None) -> the fake-quantized product.
 Quantize = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -29,6 +31,25 @@ def can_fuse(x: Tensor, bound: Tensor) -> bool:
     """Whether the CPU kernels serve this device and these types."""
     known = x.dtype is bound.dtype and x.dtype in (torch.float32, torch.float64)
     return known and x.device.type == "cpu" and bound.device.type == "cpu"
+
+
+class _Worth:
+    """Whether the CPU kernels are worth importing numba by now.
+
+    Outside training the chain of torch operations gives the same values to the bit, so that a
+    process that quantizes little, such as a command for one small image, does without numba.
+    """
+
+    def __init__(self, values: int):
+        self.left = values
+
+    def __call__(self, x: Tensor) -> bool:
+        """Count the values of x, which are about to be quantized."""
+        self.left = 0 if torch.is_grad_enabled() else max(0, self.left - x.numel())
+        return self.left == 0
+
+
+worth_kernels = _Worth(WORTH_NUMBA)
 
 
 def times(x: Tensor, factors: Tensor | None) -> Tensor:
@@ -231,7 +252,10 @@ class Quantizer(nn.Module):
     ) -> Tensor:
         """Fake quantization; bounds: in the shape of the parameters, factors: see `forward`."""
         levels, form = self.spec.levels, self.spec.form
-        if not can_fuse(x, bounds[0]):
+        fits = can_fuse(x, bounds[0])
+        if not (fits and worth_kernels(x)):
+            # The kernels make contiguous results; of others, a product could be rounded otherwise.
+            x = x.contiguous() if fits else x
             lower, upper = (self._broadcast(bound, x) for bound in bounds)
             return fake_quantize(times(x, factors), lower, upper, levels, form)
         from passionsr.quantization import cpu_functions  # numba: only where it is used

@@ -78,14 +78,24 @@ CASES = [
 ]
 
 
+@pytest.fixture(scope="module")
+def calibrated(tiny, tiny_batches):
+    """(row, scheme, scope) -> what `quantize_model` returns, made once; tests do not change it."""
+
+    @functools.cache
+    def made(name, scheme, scope):
+        before = state(tiny)
+        result = quantize_model(build(name), tiny, parse_scheme(scheme), scope, tiny_batches)
+        # The float model is untouched, to the bit.
+        assert same(state(tiny), before)
+        return result
+
+    return made
+
+
 @pytest.mark.parametrize(("name", "scheme", "scope"), CASES)
-def test_contract(name, scheme, scope, tiny, tiny_batches, tmp_path):
-    before = state(tiny)
-    model, log, report = quantize_model(
-        build(name), tiny, parse_scheme(scheme), scope, tiny_batches
-    )
-    # The float model is untouched, to the bit.
-    assert same(state(tiny), before)
+def test_contract(name, scheme, scope, tiny, calibrated, tmp_path):
+    model, log, report = calibrated(name, scheme, scope)
     # Everything in scope, and nothing else, was swapped.
     names = [n for n, _ in match_layers(tiny, scope)]
     assert [r.name for r in report if r.kind != "attention"] == names
@@ -164,34 +174,22 @@ def test_every_option_is_used():
         assert {f.name for f in dataclasses.fields(load_method(target))} == names, target
 
 
-@pytest.fixture(scope="module")
-def default_state(tiny, tiny_batches):
-    """Method -> the state of its artifact without further options, made once."""
-
-    @functools.cache
-    def made(name):
-        return quantize_model(build(name), tiny, Scheme.parse("W6A6"), "UV", tiny_batches)[
-            0
-        ].state_dict()
-
-    return made
-
-
 @pytest.mark.parametrize(
     ("name", "options", "variant"),
     VARIANTS,
     ids=lambda v: "-".join(v) if isinstance(v, dict) else v,
 )
 def test_every_option_counts_and_is_saved(
-    name, options, variant, default_state, tiny, tiny_batches, tmp_path
+    name, options, variant, calibrated, tiny, tiny_batches, tmp_path
 ):
     """An option changes the artifact, and what it makes survives saving.
 
     The first forward is the one before.
     """
     method = build(name, **options)
-    model, log, _ = quantize_model(method, tiny, Scheme.parse("W6A6"), "UV", tiny_batches)
-    assert not same(model.state_dict(), default_state(name))
+    model, log, _ = quantize_model(method, tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
+    default, _, _ = calibrated(name, "W4A4", "UV")
+    assert not same(model.state_dict(), default.state_dict())
     assert all(torch.isfinite(torch.tensor(r["loss"])) for r in log.rows)
     image = torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(5))
     with torch.no_grad():
@@ -202,78 +200,94 @@ def test_every_option_counts_and_is_saved(
         assert torch.equal(loaded(image), expected)
 
 
-def watch(method, tiny, batches, monkeypatch, around):
-    """Calibrate at W4A4 UV with around(prepared, call, groups, loss, batches, config.
+@dataclasses.dataclass(frozen=True)
+class WatchedFit:
+    """One fit of a calibration: names of its parameters, and of all that changed; its losses."""
 
-    ...) for every fit.
-    """
+    chosen: set
+    changed: set
+    before: float
+    after: float
+    undo_worse: bool
+
+
+def watch(method, tiny, batches):
+    """(log, a WatchedFit of every fit) of a calibration at W4A4 UV."""
     module = sys.modules[type(method).__module__]
     prepared, _ = method.prepare(tiny, Scheme.parse("W4A4"), "UV")
-    if hasattr(module, "fit"):
-        monkeypatch.setattr(module, "fit", lambda *a: around(prepared, lambda: fit(*a), *a))
-    return method.calibrate(prepared, batches, "UV", NoCheckpoints())
+    fits = []
+
+    def noted(groups, loss, pairs, config, *rest):
+        names = {id(p): n for n, p in prepared.named_parameters()}
+        before = mean_loss(loss, pairs)
+        kept = state(prepared)
+        fit(groups, loss, pairs, config, *rest)
+        changed = {k for k, v in prepared.state_dict().items() if not torch.equal(kept[k], v)}
+        chosen = {names[id(p)] for g in groups for p in g.params}
+        after = mean_loss(loss, pairs)
+        fits.append(WatchedFit(chosen, changed, before, after, config.undo_worse))
+
+    with pytest.MonkeyPatch.context() as patch:
+        if hasattr(module, "fit"):
+            patch.setattr(module, "fit", noted)
+        log = method.calibrate(prepared, batches, "UV", NoCheckpoints())
+    return log, fits
+
+
+@pytest.fixture(scope="module")
+def watched(tiny, tiny_batches):
+    """Row -> `watch` of it, made once."""
+    return functools.cache(lambda name: watch(build(name), tiny, tiny_batches))
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_only_what_is_learnt_moves(name, tiny, tiny_batches, monkeypatch):
+def test_only_what_is_learnt_moves(name, watched):
     """In every fit its own parameters move and nothing else.
 
     The float weights and biases are never among them.
     """
     target = METHODS[name].target
-    moved = set()
-
-    def around(prepared, call, groups, *_):
-        names = {id(p): n for n, p in prepared.named_parameters()}
-        chosen = {names[id(p)] for g in groups for p in g.params}
-        assert not any(n.endswith(("weight", "bias", "original")) for n in chosen)
-        assert all(n.endswith(LEARNT.get(target, "")) for n in chosen)
-        before = state(prepared)
-        call()
-        changed = {k for k, v in prepared.state_dict().items() if not torch.equal(before[k], v)}
-        assert changed <= chosen
-        moved.update(changed)
-
-    watch(build(name), tiny, tiny_batches, monkeypatch, around)
-    assert bool(moved) == bool(LEARNT.get(target, True))
+    _, fits = watched(name)
+    for one in fits:
+        assert not any(n.endswith(("weight", "bias", "original")) for n in one.chosen)
+        assert all(n.endswith(LEARNT.get(target, "")) for n in one.chosen)
+        assert one.changed <= one.chosen
+    assert any(one.changed for one in fits) == bool(LEARNT.get(target, True))
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_no_stage_ends_above_its_start(name, tiny, tiny_batches, monkeypatch):
+def test_no_stage_ends_above_its_start(name, watched, tiny, tiny_batches):
     """For every method: a fit stage whose steps are far too large is undone, and says so."""
-    method = build(name)
     rates = [
         f.name
-        for f in dataclasses.fields(method)
+        for f in dataclasses.fields(build(name))
         if f.name.endswith("_lr") and f.name != "relative_lr"
     ]
-
-    def around(_, call, groups, loss, batches, config, *rest):
-        before = mean_loss(loss, batches)
-        call()
+    runs = [watched(name)]
+    if rates:
+        options = dict.fromkeys(rates, 10.0)
+        runs.append(watch(build(name, **options), tiny, tiny_batches))
+    for log, fits in runs:
         # AdaRound starts from the float weights: its log compares rounded with rounded.
-        assert not config.undo_worse or mean_loss(loss, batches) <= before
-
-    for options in ({}, dict.fromkeys(rates, 10.0)):
-        log = watch(build(name, **options), tiny, tiny_batches, monkeypatch, around)
+        assert all(one.after <= one.before for one in fits if one.undo_worse)
         assert all(r["loss_after"] <= r["loss_before"] for r in log.stages)
     assert any(r["undone"] for r in log.stages) == bool(rates)
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_same_seed_same_bytes(name, tiny, tiny_batches, tmp_path):
+def test_same_seed_same_bytes(name, calibrated, tiny, tiny_batches, tmp_path):
+    again = quantize_model(build(name), tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
     digests = set()
-    for attempt in ("a", "b"):
-        model, _, _ = quantize_model(build(name), tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
+    for attempt, (model, _, _) in (("a", calibrated(name, "W4A4", "UV")), ("b", again)):
         save_quantized(model, tmp_path / attempt, {})
         digests.add(sha256_file(tmp_path / attempt / "model.safetensors"))
     assert len(digests) == 1
 
 
 @pytest.mark.parametrize("name", OTHERS)
-def test_activation_levels(name, tiny, tiny_batches):
+def test_activation_levels(name, calibrated, tiny_batches):
     """At most 2^b distinct values leave every activation quantizer (per half where split)."""
-    model, _, _ = quantize_model(build(name), tiny, Scheme.parse("W3A3"), "UV", tiny_batches)
+    model, _, _ = calibrated(name, "W4A4", "UV")
     counts = {}
 
     def count(quantizer, _, out):
@@ -293,14 +307,12 @@ def test_activation_levels(name, tiny, tiny_batches):
     assert all(n <= 2**q.spec.bits for q, n in counts.items())
 
 
-def test_more_bits_are_closer_to_float(tiny, tiny_batches):
+def test_more_bits_are_closer_to_float(calibrated, tiny, tiny_batches):
     image = tiny_batches[0].image
     errors = []
     with torch.no_grad():
         for scheme in ("W4A4", "W6A6", "W8A8"):
-            model, _, _ = quantize_model(
-                build("minmax"), tiny, Scheme.parse(scheme), "UV", tiny_batches
-            )
+            model, _, _ = calibrated("minmax", scheme, "UV")
             errors.append(float((model(image) - tiny(image)).square().mean()))
     assert errors[0] > 2 * errors[1] > 4 * errors[2]
 
@@ -662,8 +674,8 @@ def test_fit_gradients_do_not_accumulate():
 
 
 @pytest.fixture
-def saved(tiny, tiny_batches, tmp_path):
-    model, _, _ = quantize_model(build("minmax"), tiny, Scheme.parse("W4A4"), "UV", tiny_batches)
+def saved(calibrated, tmp_path):
+    model, _, _ = calibrated("minmax", "W4A4", "UV")
     save_quantized(model, tmp_path, {"why": "test"})
     return tmp_path
 

@@ -4,9 +4,12 @@ import csv
 import hashlib
 import json
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from copies import environment
 
 from passionsr.benchmark.config import load_config
 from passionsr.cli import main
@@ -48,6 +51,18 @@ def test_a_cell_with_all_that_made_it(here, capsys):
         cell[1]
         == next(r for r in rows if (r["method"], r["bits"]) == ("PassionSR", "W4A4"))["psnr"]
     )
+
+
+def test_it_imports_no_model(here):
+    """What is read are scores: torch takes longer to import than all of it."""
+    cell = ["explain", f"{TABLES}/table2.csv", "--row", "minmax-W8A8", "--col", "psnr"]
+    code = f"import sys; from passionsr.cli import main; assert main({cell}) == 0; "
+    code += "print(sorted({'torch', 'diffusers', 'numba', 'pyiqa'} & set(sys.modules)))"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=here, env=environment(here), capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert done.stdout.splitlines()[-1] == "[]"
 
 
 def test_every_cell_of_every_table(here, capsys):

@@ -14,6 +14,7 @@ sys.path.insert(0, str(Path(os.path.abspath(__file__)).parents[2]))
 
 from passionsr.benchmark.config import Config, load_config
 from passionsr.benchmark.timing import log_peak, log_ready
+from passionsr.models.family import get_family
 from passionsr.utils.files import UserError
 from passionsr.utils.memory import keep_freed_memory
 from passionsr.utils.own_code import check_own_code
@@ -35,18 +36,13 @@ JOBS = {
 OF_ONE_RUN, OF_RUNS = ("calibrate", "infer"), ("score",)
 WITH_MODEL = ("reference", "sensitivity", "calibrate", "infer", "table3")
 WITH_TORCH = (*WITH_MODEL[:-1], "score")
-# diffusers imports them where they are installed (pyiqa brings them); its UNet, VAE and scheduler
-# use neither.
-UNUSED = ("transformers", "bitsandbytes")
 NOT_OURS = (errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES)
 
 
-def imports(job: str) -> None:
+def imports(job: str, config: Config) -> None:
     """Import what a job needs before it can work, so that start-up can be told from work."""
     if job in WITH_MODEL:
-        for name in UNUSED:  # half of what importing diffusers takes
-            sys.modules[name] = None  # type: ignore[assignment]
-        from diffusers import AutoencoderKL, UNet2DConditionModel  # noqa: F401
+        get_family(config.family).import_networks()
     elif job == "score":
         from passionsr.metrics.weights import use_private_hub
 
@@ -87,7 +83,7 @@ def main() -> None:
     try:
         check_own_code(Path(os.path.abspath(__file__)).parents[2])
         config = load_config(args.config)
-        imports(args.job)
+        imports(args.job, config)
         log_ready()
         work(args.job, config, args.run)
         log_peak()
