@@ -342,9 +342,9 @@ def imported(arguments, of):
     return out.splitlines()[-1]
 
 
-def test_check_imports_no_model():
-    slow = {"torch", "diffusers", "pandas", "numba"}
-    assert imported(["check", "config/mini.yaml"], slow) == "[]"
+@pytest.mark.parametrize("command", [["check", "config/mini.yaml"], ["plan", "config/mini.yaml"]])
+def test_questions_about_a_configuration_import_no_model(command):
+    assert imported(command, {"torch", "diffusers", "pandas", "numba"}) == "[]"
 
 
 # What diffusers, torch or we would import, and what one small image does not need.

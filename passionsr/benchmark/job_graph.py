@@ -12,6 +12,7 @@ from typing import Any
 
 from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.data.image_folders import images_in
+from passionsr.methods.declared import options_with_defaults
 
 
 @dataclass(frozen=True)
@@ -47,8 +48,6 @@ def visits(options: Mapping[str, Any], images: int, batch: int) -> float:
 
 def build_jobs(config: Config, test: int, calibration: int) -> dict[str, Job]:
     """Every job of `snakemake all`, label -> Job. test, calibration: number of images."""
-    from passionsr.methods.base import load_method
-
     jobs = [Job("data", 1), Job("metric_weights", 1), Job("reference", test, ("data",))]
     if config.sensitivity:
         jobs.append(Job("sensitivity", 1, ("data",)))
@@ -56,7 +55,7 @@ def build_jobs(config: Config, test: int, calibration: int) -> dict[str, Job]:
     for run in config.runs:
         groups.setdefault(run.scheme, []).append(run.run_id)
         target = config.entries[run.method].target
-        options = vars(load_method(target, config.options(run)))
+        options = options_with_defaults(target, config.options(run))
         work = visits(options, calibration, config.batch_size)
         jobs.append(Job(f"calibrate-{run.run_id}", work, ("data",), target))
         jobs.append(Job(f"infer-{run.run_id}", test, ("data", f"calibrate-{run.run_id}")))

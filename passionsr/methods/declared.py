@@ -32,13 +32,14 @@ class Declared:
 
     options: field -> type, None where it cannot be read. functions: names of its methods.
     is_dataclass: whether it, or a base, is one. whole: False where a base class cannot be read,
-    which may declare more.
+    which may declare more. defaults: option -> value, of the fields that have a plain one.
     """
 
     options: Mapping[str, Any]
     functions: frozenset[str]
     is_dataclass: bool
     whole: bool
+    defaults: Mapping[str, Any]
 
 
 def option_mistakes(
@@ -74,6 +75,21 @@ def check_declared(target: str, options: Mapping[str, Any]) -> None:
     problems = option_mistakes(options, declared.options, declared.whole)
     if problems:
         raise UserError(f"{target}: {'; '.join(problems)}")
+
+
+def options_with_defaults(target: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of "module:Class" and the defaults of the others.
+
+    The class is imported only where its source does not say them all.
+    """
+    declared = declared_class(target)
+    if declared is not None and declared.whole:
+        whole = {**declared.defaults, **options}
+        if declared.options.keys() <= whole.keys():
+            return whole
+    from passionsr.methods.base import load_method
+
+    return vars(load_method(target, dict(options)))
 
 
 @functools.cache
@@ -124,6 +140,7 @@ def _may_define(tree: ast.Module, name: str) -> bool:
 
 def _read_class(module: str, node: ast.ClassDef) -> Declared:
     options: dict[str, Any] = {}
+    defaults: dict[str, Any] = {}
     functions: set[str] = set()
     is_dataclass = any("dataclass" in ast.unparse(part) for part in node.decorator_list)
     whole = True
@@ -134,6 +151,7 @@ def _read_class(module: str, node: ast.ClassDef) -> Declared:
             continue
         above = _read_class(found.module, found.node)
         options |= above.options
+        defaults |= above.defaults
         functions |= above.functions
         is_dataclass = is_dataclass or above.is_dataclass
         whole = whole and above.whole
@@ -141,8 +159,21 @@ def _read_class(module: str, node: ast.ClassDef) -> Declared:
         if isinstance(part, ast.FunctionDef):
             functions.add(part.name)
         elif isinstance(part, ast.AnnAssign) and "ClassVar" not in ast.unparse(part.annotation):
-            options[ast.unparse(part.target)] = _value(module, part.annotation)
-    return Declared(options, frozenset(functions), is_dataclass, whole)
+            name = ast.unparse(part.target)
+            options[name] = _value(module, part.annotation)
+            defaults.pop(name, None)
+            defaults.update((name, value) for value in _default(module, part.value))
+    return Declared(options, frozenset(functions), is_dataclass, whole, defaults)
+
+
+def _default(module: str, value: ast.expr | None) -> list[Any]:
+    """The default of a field, `a: int = 1` or `a: int = option(1, ...)`; [] for any other."""
+    if isinstance(value, ast.Call):
+        value = value.args[0] if value.args else None
+    try:
+        return [] if value is None else [_evaluated(module, value)]
+    except Exception:  # whatever an expression can raise: then the class is imported
+        return []
 
 
 # -- names --------------------------------------------------------------------------------------

@@ -84,6 +84,13 @@ ROWS = [
     ),
     BadInput(
         kind=16,
+        given="plan, with a broken torch",
+        prepare=of_configuration("passionsr", "plan", "config/mini-full.yaml", "--gpus", "8"),
+        answer=re.compile(r"- memory: jobs here may take"),
+        status=0,
+    ),
+    BadInput(
+        kind=16,
         given="help, with a broken torch",
         prepare=of_configuration("passionsr", "quantize", "--help"),
         answer=re.compile(r"\S"),

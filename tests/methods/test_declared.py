@@ -10,7 +10,8 @@ from typing import get_type_hints
 import pytest
 
 from passionsr.benchmark.config import load_methods
-from passionsr.methods.declared import check_declared, declared_class
+from passionsr.methods.base import load_method
+from passionsr.methods.declared import check_declared, declared_class, options_with_defaults
 from passionsr.utils.files import UserError
 
 TARGETS = sorted({entry.target for entry in load_methods("config/methods.yaml").values()})
@@ -171,3 +172,11 @@ def test_a_module_with_a_mistake(package):
     path.write_text("class Method:\n    x = = 1\n")
     with pytest.raises(UserError, match=r"broken\.py is not Python \(invalid syntax"):
         check_declared(f"{package}.broken:Method", {})
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_defaults_are_those_of_the_class(target):
+    """As they are read from the source, without importing it."""
+    fields = dataclasses.fields(load_method(target))
+    assert declared_class(target).defaults == {f.name: f.default for f in fields}
+    assert options_with_defaults(target, {}) == vars(load_method(target))
