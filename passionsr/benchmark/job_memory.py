@@ -27,7 +27,7 @@ def too_small(needs: Mapping[str, int], memory: MachineMemory) -> str | None:
 
     needs: job or kind of job -> MB.
     """
-    largest = max(needs, key=lambda name: needs[name], default=None)
+    largest = max(sorted(needs), key=lambda name: needs[name], default=None)  # one name always
     if largest is None or needs[largest] <= memory.for_jobs_mb:
         return None
     return (
