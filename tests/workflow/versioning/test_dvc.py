@@ -152,10 +152,10 @@ def test_a_changed_bit_width_runs_only_what_it_needs_and_back(versioned):
 def test_trap_changed_code(versioned):
     """Code that makes tables remakes tables; code that makes nothing costs a look."""
     module = "passionsr/report/table_list.py"
-    edit(versioned, module, "Mean over images and seeds", "Mean over seeds and images")
+    edit(versioned, module, '"Mean over {over}', '"Mean taken over {over}')
     assert jobs(dvc(versioned, "repro")) == {"tables": 1}
     table = versioned / "results/small/tables/table2.md"
-    assert "Mean over seeds and images" in table.read_text()
+    assert "Mean taken over images" in table.read_text()
     back(versioned)
     edit(versioned, "passionsr/cli.py", "import logging", "import json\nimport logging")
     assert jobs(dvc(versioned, "repro")) == {}
