@@ -24,8 +24,10 @@ class NonFiniteError(UserError, FloatingPointError):
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether a tensor of any type and shape holds neither NaN nor infinity."""
-    return not tensor.is_floating_point() or bool(tensor.isfinite().all())
+    """Whether a tensor of any type and shape holds neither NaN nor infinity; meta has no values."""
+    if tensor.is_meta or not tensor.is_floating_point():
+        return True
+    return bool(tensor.isfinite().all())
 
 
 def check_finite(named: Iterable[tuple[str, Tensor]], what: str, advice: str) -> None:
