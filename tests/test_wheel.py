@@ -119,14 +119,16 @@ def test_commands_from_an_empty_folder(installed, place):
     printed = passionsr("score", "sr", "hr", "scores.csv", "--metrics", "psnr")
     values = dict(line.split(": ") for line in printed.splitlines())
     assert float(values["psnr"]) > 30  # W8A8 against float, measured: 40.5 dB
-    assert (place / "scores.csv").read_text().startswith("image,metric,value\n0,psnr,")
+    assert (place / "scores.csv").read_text().startswith("image,metric,value,reason\n0,psnr,")
 
 
 def test_a_configuration_is_checked(installed, tmp_path):
     """What checks a configuration is in the package, not beside it."""
     (tmp_path / "config").mkdir()
-    for name in ("test.yaml", "methods.yaml", "budgets.yaml"):
+    lists = ("mini_test.tsv", "mini_calibration.tsv")
+    for name in ("test.yaml", "methods.yaml", "budgets.yaml", *lists):
         shutil.copy(ROOT / "config" / name, tmp_path / "config" / name)
+    shutil.copytree(ROOT / "config" / "mini_calibration", tmp_path / "config" / "mini_calibration")
     done = run(installed / "passionsr", "check", "config/test.yaml", folder=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout == "config/test.yaml: 4 runs, results in results/test\n"

@@ -43,7 +43,7 @@ def test_configfile_is_the_configuration(copy):
          "--configfile config/small.yaml and --config file=config/test.yaml: two "),
         (["--configfile", "config/small.yaml", "config/test.yaml"],
          "--configfile config/small.yaml config/test.yaml: a benchmark is one file"),
-        (["--config", "file=config"], "config: is a folder, expected a YAML file"),
+        (["--config", "file=config"], "config: is a folder, expected a file"),
     ],
     ids=["key of a benchmark", "two ways", "two files", "folder"],
 )  # fmt: skip
