@@ -52,6 +52,7 @@ class StrictModel(BaseModel):
 class OneOf:
     """Annotation of a `str`: one of `names`, where they are known only when the module is loaded.
 
+    >>> from typing import Annotated
     >>> TypeAdapter(Annotated[str, OneOf(["mean", "sample"])]).validate_python("mean")
     'mean'
     """
@@ -128,6 +129,7 @@ def mistake(hint: Any, value: object) -> str | None:
     Nothing is converted: 1 is no truth value, but an integer may stand for a real number, if it is
     finite.
 
+    >>> from typing import Annotated
     >>> mistake(Annotated[int, Field(ge=1)], 0)
     '0 given, expected an integer of at least 1'
     """
