@@ -130,6 +130,7 @@ def mistake(hint: Any, value: object) -> str | None:
     finite.
 
     >>> from typing import Annotated
+    >>> from pydantic import Field
     >>> mistake(Annotated[int, Field(ge=1)], 0)
     '0 given, expected an integer of at least 1'
     """
