@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any, Self
 
+from passionsr.data.image_folders import composed
 from passionsr.utils.contents import kind_of
 from passionsr.utils.files import UserError
 from passionsr.utils.foreign_files import is_foreign
@@ -231,7 +232,7 @@ def _chosen(
             continue
         if member.problem:
             raise _refused(shown, f"member {member.name!r} {member.problem} by other means")
-        key = unicodedata.normalize("NFC", str(path)).casefold()
+        key = composed(str(path)).casefold()
         if key in folded:
             raise UserError(
                 f"{shown}: members {folded[key]!r} and {member.name!r} are one file on systems "

@@ -11,7 +11,13 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config
 from passionsr.metrics.registry import METRICS
 from passionsr.report.rendering import UNQUANTIZED, metric_header
 from passionsr.report.scores import load_scores
-from passionsr.report.statistics import FALSE_DISCOVERIES, Estimate, adjusted, paired
+from passionsr.report.statistics import (
+    FALSE_DISCOVERIES,
+    Estimate,
+    adjusted,
+    differ_in_seeds,
+    paired,
+)
 from passionsr.utils.files import UserError
 
 NOTHING = "n/a"
@@ -63,7 +69,7 @@ def _differences(one: Row, other: Row, metric: str) -> Estimate | None:
             rows if row.quantized else pd.concat([rows.assign(seed=s) for s in seeds])
             for rows, row in ((ours, one), (theirs, other))
         )
-    if set(ours.seed) != set(theirs.seed):
+    if differ_in_seeds(ours, theirs):
         raise UserError(
             f"{one.name} has seeds {sorted(set(ours.seed))}, {other.name} "
             f"{sorted(set(theirs.seed))}: rows of different seeds cannot be paired; run the same "

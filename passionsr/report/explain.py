@@ -13,7 +13,7 @@ from passionsr.benchmark.config import BICUBIC, FP32, Config, ExternalOutputs, l
 from passionsr.benchmark.paths import image_folder, run_folder, scores_file
 from passionsr.benchmark.records import check_run, read_record
 from passionsr.metrics.registry import missing_note
-from passionsr.report.places import checkout_of
+from passionsr.report.places import locate_table
 from passionsr.report.rendering import EMBEDDED, MEASURED, UNQUANTIZED
 from passionsr.report.table_list import TABLES, TableSpec
 from passionsr.utils.files import UserError, read_rows, sha256_file
@@ -177,7 +177,7 @@ def explain_table(
     Raises UserError as `explain`, and where there is no such configuration.
     """
     given = config.absolute() if config else None
-    root, path = checkout_of(table, config)
+    root, path = locate_table(table, config)
     with contextlib.chdir(root):  # paths in a configuration are relative to the checkout
         short = path.relative_to(root) if path.is_relative_to(root) else path
         loaded = load_config(given or Path("config") / f"{path.parent.parent.name}.yaml")

@@ -23,7 +23,7 @@ def results_name(folder: Path) -> str:
     return names[0] if names else folder.resolve().name
 
 
-def checkout_of(table: Path, config: Path | None) -> tuple[Path, Path]:
+def locate_table(table: Path, config: Path | None) -> tuple[Path, Path]:
     """(checkout, table in it) of results/<name>/tables/<table>.csv, wherever one stands.
 
     Without `config`, the checkout must have config/<name>.yaml; UserError where it is not found.

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from passionsr.report.places import checkout_of, results_name
+from passionsr.report.places import locate_table, results_name
 from passionsr.utils.files import UserError
 
 
@@ -23,7 +23,7 @@ TABLE = "results/mini/tables/table2.csv"
 
 
 def found(path, config=None):
-    return checkout_of(Path(path), config)
+    return locate_table(Path(path), config)
 
 
 def test_from_any_folder(checkout, monkeypatch):
